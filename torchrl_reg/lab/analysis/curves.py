@@ -69,9 +69,9 @@ class Scale:
 
     def ticks(self, count: int) -> list[float]:
         """About ``count`` round numbers within the limits."""
-        from matplotlib.ticker import LogLocator, MaxNLocator  # imported here: tables need no matplotlib
+        from matplotlib.ticker import Locator, LogLocator, MaxNLocator  # imported here: tables need no matplotlib
 
-        locator: Any = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+        locator: Locator = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
         return [float(tick) for tick in locator.tick_values(self.low, self.high) if self.low <= tick <= self.high]
 
 

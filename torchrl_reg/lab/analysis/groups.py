@@ -108,7 +108,7 @@ def without_repetitions(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], lis
         settings = tuple(sorted((key, _comparable(value)) for key, value in run.config.items()))
         kept = found.setdefault((run.script or run.recipe, run.env, run.seed, repr(settings)), run)
         if kept is not run:
-            sentences.append(f"{run.path} is the same run as {kept.path}, which alone counts")
+            sentences.append(f"{run.path} is the same run as {kept.path}, which is used alone")
     kept_paths = {run.path for run in found.values()}
     return [run for run in runs if run.path in kept_paths], sentences
 
@@ -131,7 +131,7 @@ def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | No
         for one, other in pairwise(members):
             if one.seed == other.seed:
                 raise UserError(
-                    f"each seed of {label} on {one.env} must be there once, got seed {one.seed} in {one.path} and in "
+                    f"each seed of {label} on {one.env} must have one run, got seed {one.seed} in {one.path} and in "
                     f"{other.path}."
                 )
         settings = {name: members[0].config.get(name, _ABSENT) for name in varied}

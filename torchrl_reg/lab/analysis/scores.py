@@ -113,7 +113,7 @@ def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) 
         elif run.ends_without(column):
             left_out.append(f"{run.path} is left out, as {column} of its last evaluation is not a finite number")
         elif run.done is None and not unfinished:
-            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
+            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished includes it)")
         else:
             values.append(run_score(run, how, column))
             frames.append(int(evaluated[-1]))

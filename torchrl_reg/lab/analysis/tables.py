@@ -89,7 +89,7 @@ def moved_runs(groups: Sequence[Group]) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     moved = [f"{run.path} ({' and '.join(changed)})" for run in runs if (changed := _changed(run))]
     were = "1 run was" if len(moved) == 1 else f"{len(moved)} runs were"
-    which = f"{were} begun on one machine or code and resumed on another: {_first_three(moved)}"
+    which = f"{were} started on one machine or commit and resumed on another: {_first_three(moved)}"
     return [which] if moved else []
 
 

@@ -52,7 +52,7 @@ class BaseRun:
         """Prints a line above the progress bar."""
         self._logger.say(text)
 
-    def _close(self, facts: dict[str, Any]) -> Path:
+    def _close(self, facts: dict[str, object]) -> Path:
         """Writes ``done.json``: frames, times, the last evaluation, and ``facts``."""
         times = {"wall_seconds": self._logger.wall_seconds(), "cpu_seconds": self._logger.cpu_seconds()}
         facts = {"evaluation": self._logger.last_evaluation, "compiled": compiled(), **facts}

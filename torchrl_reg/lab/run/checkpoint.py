@@ -6,7 +6,7 @@ import random
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import Restorable
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.learners.collection import truncate_episodes
-from torchrl_reg.lab.learners.replay import ReplayChunks
+from torchrl_reg.lab.learners.replay import Chunk, ReplayChunks
 from torchrl_reg.lab.run.base_run import BaseRun
 from torchrl_reg.lab.run.divergence import FiniteWatch
 from torchrl_reg.lab.run.files import (
@@ -211,7 +211,7 @@ class CheckpointFolder:
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
-            raise UserError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
+            raise UserError(f"{path} does not match this program ({_first_line(error)}); {advice}") from error
         return manifest["metadata"]["frames"]
 
     def frames(self) -> set[int]:
@@ -284,7 +284,7 @@ def last_checkpoint(folder: Path) -> int:
     return max(map(_frames, folder.glob(f"{_PREFIX}-*.torchrl")), default=0)
 
 
-def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
+def _archive(parts: Mapping[str, Mapping[str, Callable[..., object]]]) -> Checkpoint:
     """A TorchRL archive of ``parts``, each a dict of ``state_dict`` or ``load_state_dict``."""
     archive, adapter = Checkpoint(format="archive"), StateDictCheckpointAdapter(payload_format="torch")
     for name, methods in parts.items():
@@ -292,7 +292,7 @@ def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
     return archive
 
 
-def _chunks(path: Path) -> list[Any]:
+def _chunks(path: Path) -> list[Chunk]:
     return Checkpoint.manifest(path)["metadata"]["replay"]
 
 

@@ -85,7 +85,7 @@ class FiniteWatch:
             warn(f"{problem}; as run.on_nan=continue the run goes on, without further checkpoints.")
         return False
 
-    def _failure(self, problem: str, failure: dict[str, Any], last_checkpoint: Path | None) -> UserError:
+    def _failure(self, problem: str, failure: dict[str, object], last_checkpoint: Path | None) -> UserError:
         """Writes ``failed.json``; returns the error."""
         good = f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
         regardless = "or go on regardless with run.on_nan=continue"
@@ -100,7 +100,7 @@ class FiniteWatch:
         return UserError(sentence)
 
 
-def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+def _watched(row: Mapping[str, Any], optimizers: list[torch.optim.Optimizer]) -> dict[str, float | None]:
     """Numbers that must be finite by name: losses, then gradients, then parameters and moments."""
     means = {name: value for name, value in row.items() if name.startswith("loss") or name == "grad_norm"}
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]

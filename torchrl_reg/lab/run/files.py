@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def write_error_advice(error: BaseException, folder: Path) -> str:
     """Advice for the user after an ``error`` while writing to a run's ``folder``."""
     if not folder.exists():
-        return f"{folder} is gone, with its checkpoints: put it back from a copy, or the same command starts anew"
+        return f"{folder} is gone, with its checkpoints: put it back from a copy, or the same command starts again"
     if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"earlier checkpoints are untouched, so make {folder} writable and run the same command to continue"
     return "earlier checkpoints are intact, so free some space and run the same command to continue"

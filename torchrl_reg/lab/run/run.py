@@ -159,7 +159,11 @@ class Run(BaseRun):
             (ahead or collector).shutdown()
 
     def _loop(
-        self, batches: Iterator[Any], ahead: OverlappedCollector | None, total_frames: int, frames_per_batch: int
+        self,
+        batches: Iterator[TensorDictBase],
+        ahead: OverlappedCollector | None,
+        total_frames: int,
+        frames_per_batch: int,
     ) -> Iterator[TensorDictBase]:
         next_batch, resumption = self.guarded(partial(next, batches)), self._resumption
         assert resumption is not None

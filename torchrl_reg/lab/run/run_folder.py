@@ -92,7 +92,7 @@ class RunFolder:
             warning = f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from"
             print(warning, "those of a run that was never interrupted.", file=sys.stderr, flush=True)
 
-    def close(self, done: dict[str, Any]) -> None:
+    def close(self, done: dict[str, object]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the lock."""
         checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
         names = ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
@@ -173,7 +173,7 @@ def _as_dict_config(config: RecipeConfig | DictConfig) -> DictConfig:
     return config if isinstance(config, DictConfig) else OmegaConf.create(dataclasses.asdict(config))
 
 
-def _flat(node: Any, name: str = "") -> dict[str, Any]:
+def _flat(node: object, name: str = "") -> dict[str, Any]:
     """``{"algo.tau": 0.03, ...}`` without :data:`RESUMABLE` settings."""
     if not name:
         node = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
@@ -183,7 +183,7 @@ def _flat(node: Any, name: str = "") -> dict[str, Any]:
     return {key: value for part in below for key, value in part.items()}
 
 
-def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def _refuse_other_config(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
     different = [
         f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
         for key in sorted(there.keys() | here.keys())

@@ -30,21 +30,21 @@ class RunSettings:
     environment cannot be restored: then they end all episodes, and the run announces it at its start.
     """
 
-    dir: str | None = None  # folder of the run; None: results/<recipe>/<env>/<settings>/seed=<seed>
+    dir: str | None = None  # folder of the run; null: results/<recipe>/<env>/<settings>/seed=<seed>
     seed: int = 0  # of networks, exploration, replay sampling and environments
-    seeds: list[int] | None = None  # several runs in one process, each in its own folder, their updates made together
+    seeds: list[int] | None = None  # several runs in one process with batched updates, each in its own folder
     device: str = "auto"  # "auto" is cuda if available
     threads: int = 1  # CPU threads of torch; more are slower on small networks or busy machines
     compile: bool | None = None  # the whole update as one compiled graph; null: where that pays off
     bf16: bool = False  # updates: networks compute in bfloat16, targets and parameters stay float32
     cudagraphs: bool = False  # the whole gradient step as one CUDA graph
-    overlap: bool = False  # collects a batch while learning from the one before; the policy is then one batch older
-    collector: str = "fast"  # steps vector environments directly, bit for bit the same; torchrl: TorchRL's Collector
-    diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only; rows say so
+    overlap: bool = False  # collects a batch while learning from the previous one; the acting policy is one batch older
+    collector: str = "fast"  # steps vector environments directly, with identical results; torchrl: TorchRL's Collector
+    diagnostics_every_updates: int = 10  # diagnostics are computed on every n-th update only
     log_every_frames: int = 1_000  # a training row of metrics.jsonl
     evaluate_every_frames: int = 10_000  # and at the end
     eval_episodes: int = 10  # of each policy that is evaluated
-    checkpoint_every_frames: int | None = None  # null: 10,000, once a minute at most; 50,000 where it ends episodes
+    checkpoint_every_frames: int | None = None  # null: 10,000, at most once a minute; 50,000 where it ends episodes
     video_every_frames: int | None = None  # after each, the next evaluation records a greedy episode; null: never
     loggers: list[str] = field(default_factory=list)  # extra views: tensorboard, wandb
     on_nan: str = "stop"  # stop or continue, when the loss, a gradient or a parameter is not finite at a log row

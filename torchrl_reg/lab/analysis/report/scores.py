@@ -110,7 +110,7 @@ def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Arra
     return x[starts + sizes - 1], means
 
 
-def summary_table(sweep: Sweep) -> dict[str, Any]:
+def summary_table(sweep: Sweep) -> dict[str, object]:
     """Final scores with intervals, numbers of seeds and commits; many methods are sorted by mean rank.
 
     For the template: ``columns`` of cells by method; by method its index (``series``), finished ``seeds`` and
@@ -131,7 +131,7 @@ def summary_table(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, Any] | str]:
+def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, object] | str]:
     """By method, ``score``, ``several`` (has an interval), ``best`` and ``bar``; or ``"unfinished"``.
 
     The best score is the highest if it differs from all others at 5% (Holm); over all environments, if its interval
@@ -141,7 +141,7 @@ def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, 
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
-    found: dict[str, dict[str, Any] | str] = dict.fromkeys(column, "unfinished")
+    found: dict[str, dict[str, object] | str] = dict.fromkeys(column, "unfinished")
     top = max(there, key=lambda method: there[method].value, default=None)
     for method, score in there.items():
         best = method == top and _is_best(method, {m: column[m] for m in there}, there, name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache, partial
 from itertools import chain
-from typing import Any
 
 import jinja2
 import yaml
@@ -127,7 +126,7 @@ def _facts(sweep: Sweep) -> dict[str, list[str]]:
     """Commits, hosts, devices, versions and times of the starts of all runs."""
     starts = [start for run in sweep.runs for start in run.starts]
     machines = [{"hosts": s.get("host"), "devices": s.get("device"), **(s.get("versions") or {})} for s in starts]
-    facts: dict[str, list[Any]] = {"commits": sweep.commits}
+    facts: dict[str, list[object]] = {"commits": [*sweep.commits]}
     facts |= {str(name): [each.get(name) for each in machines] for name in dict.fromkeys(chain(*machines))}
     times = sorted(str(start["started_at"]) for start in starts if start.get("started_at"))
     facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))] if times else []

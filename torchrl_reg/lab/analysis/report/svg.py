@@ -6,14 +6,12 @@ and dots are strokes of zero length with round ends.
 
 from __future__ import annotations
 
-from typing import Any
-
 from torchrl_reg.lab.analysis.curves import Chart, Line
 from torchrl_reg.lab.analysis.numbers import amount, distinct, number
 from torchrl_reg.lab.analysis.statistics import Array
 
 
-def drawing(chart: Chart) -> dict[str, Any]:
+def drawing(chart: Chart) -> dict[str, object]:
     """The context of the chart template: ticks, paths and data."""
     x, y = chart.x.ticks(3 if chart.small else 5), chart.y.ticks(4 if chart.small else 5)
     x_ticks = enumerate(chart.ticks) if chart.ticks else zip(x, distinct(x, amount), strict=True)
@@ -61,7 +59,7 @@ def _points(x: Array, y: Array, chart: Chart) -> list[str]:
     return [f"{coordinate(a)} {coordinate(b)}" for a, b in places]
 
 
-def _values(line: Line) -> dict[str, Any]:
+def _values(line: Line) -> dict[str, object]:
     sides = {"x": [*line.x, *line.more_x], "y": [*line.y, *line.more_y], "low": line.low, "high": line.high}
     rounded = {name: None if v is None else [float(f"{value:.5g}") for value in v] for name, v in sides.items()}
     return {"s": line.series, "label": line.label, **rounded}
