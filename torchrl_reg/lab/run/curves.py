@@ -33,9 +33,17 @@ def draw_curves(folder: Path) -> Path:
     height = 3.2 + 1.7 * lines
     figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
     FigureCanvasAgg(figure)
-    margins = {"left": 0.09, "right": 0.98, "bottom": 0.45 / height, "top": 1 - 0.4 / height}
-    ratios = [1.8] + [1] * lines
-    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.5, wspace=0.3, **margins)
+    grid = figure.add_gridspec(
+        1 + lines,
+        _COLUMNS,
+        height_ratios=[1.8] + [1] * lines,
+        hspace=0.5,
+        wspace=0.3,
+        left=0.09,
+        right=0.98,
+        bottom=0.45 / height,
+        top=1 - 0.4 / height,
+    )
     _draw_returns(figure.add_subplot(grid[0, :]), train, evaluations)
     for index, name in enumerate(names):
         axes = figure.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
