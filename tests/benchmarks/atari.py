@@ -1,4 +1,4 @@
-"""How fast is a whole run on Atari Breakout? Ours beside CleanRL's loop; the network of Mnih et al. 2015."""
+"""Speed of whole runs on Atari Breakout, compared with CleanRL's loop; the network of Mnih et al. 2015."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast is continuous control? Our actor-critics on Hopper beside CleanRL's SAC.
+"""Speed of continuous control: our actor-critics on Hopper, compared with CleanRL's SAC.
 
 2x256 units, batch 256, one thread; the clock starts at the first update. Shapes: ``B`` transitions, ``D`` action
 dimensions.

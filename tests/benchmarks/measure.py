@@ -1,4 +1,4 @@
-"""Interleaved measurements: every round runs every case once, so a busy machine slows all of them alike."""
+"""Interleaved measurements: every round runs every case once, so a busy machine slows all of them equally."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast is a whole run on MinAtar Breakout? Ours, also without replay, beside hand-written M-DQN.
+"""Speed of whole runs on MinAtar Breakout, with and without replay, compared with hand-written M-DQN.
 
 One convolution and 128 hidden units; PQN by the settings of purejaxql.
 """

@@ -1,4 +1,4 @@
-"""How fast is tree search on synthetic trees? Ours beside mctx and plain Python, on one tree or many.
+"""Speed of tree search on synthetic trees, one or many, compared with mctx and plain Python.
 
 Trees of 8 actions and depth 4. If mctx (JAX) is installed, its MuZero policy searches the same trees, on one thread.
 """

@@ -1,4 +1,4 @@
-"""How fast is learning without replay? `pqn.py` beside CleanRL's loop, the least loop, our `m_dqn.py`."""
+"""Speed of learning without replay: `pqn.py`, compared with CleanRL's loop, a minimal loop, our `m_dqn.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What do eight seeds in one process gain? Steps/s of all together beside those of one."""
+"""Speed of eight seeds in one process: steps/s of all together, compared with those of one."""
 
 from __future__ import annotations
 

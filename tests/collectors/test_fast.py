@@ -1,4 +1,4 @@
-"""The fast collector gives the batches of TorchRL's, bit for bit, and leaves alone what it does not know."""
+"""The fast collector's batches equal those of TorchRL's, bit for bit; unsupported environments are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOXES = ("multicategorical", "autoregressive", "flow", "gaussian", "sampler")
 
 
 def pointing_left(state):
-    """A function that knows of what it gets no more than that it is a tensordict."""
+    """A function of any tensordict."""
     assert not state["done"].any() and state.shape == (3,)
     return state.set("action", (state["observation"][:, 0] + state["episode_reward"][:, 0] > 9).long())
 

@@ -1,4 +1,4 @@
-"""A collector that is one batch ahead gives what a loop gives in which the policy is one batch older."""
+"""A collector that is one batch ahead gives the batches of a loop whose policy is one batch older."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generators of one's own draw the numbers that the global ones would."""
+"""Separate generators draw the same numbers as the global ones."""
 
 from __future__ import annotations
 

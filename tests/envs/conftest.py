@@ -1,4 +1,4 @@
-"""An environment of every family, and walks in environments as training takes them."""
+"""Environments of every family, and rollouts in them."""
 
 from __future__ import annotations
 

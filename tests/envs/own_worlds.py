@@ -1,4 +1,4 @@
-"""A module as a user has it, which registers environments with gymnasium when it is imported."""
+"""A user's module, which registers environments with gymnasium on import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Atari as training sees it: names, frames, ends and starts."""
+"""Atari: names, frames, ends and starts of episodes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_only_game_over_terminates_and_the_final_frames_are_kept(restart, walk):
 
 def test_noop_starts_and_sticky_actions_reach_the_game(restart, walk):
     def copies_differ(**settings):
-        # the ball appears after FIRE, and where it is then tells for how long the game has run
+        # the ball appears after FIRE, at a position that depends on the time since the reset
         env = make_env(EnvSettings("atari", game="breakout", **settings), 4)
         actions = torch.tensor([1, *[2, 3] * 6]).unsqueeze(-1).expand(-1, 4)
         seen = walk(env, restart(env, 0), actions)[0]["next", "observation"]
@@ -61,7 +61,7 @@ def test_a_finished_game_must_be_reset_before_it_is_played_on():
     games.step(still)
     *_, truncated, _ = games.step(still)
     assert truncated.all()
-    with pytest.raises(match=r"step must follow a reset of the finished games \[0, 1\]"):
+    with pytest.raises(match=r"games \[0, 1\] must be reset before the next step"):
         games.step(still)
     games.reset(options={"reset_mask": truncated})
     games.step(still)

@@ -1,4 +1,4 @@
-"""Batched environments against gymnasium's singles in a SyncVectorEnv: every number, bit for bit."""
+"""Batched environments against gymnasium's single ones in a SyncVectorEnv, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from torchrl_reg.envs.batched import TASKS, CartPole, Singles, _power_2, control_vector_env
+from torchrl_reg.envs.batched import TASKS, CartPole, SequentialEnv, _power_2, control_vector_env
 
 N = 5
 # (task, whether its copies are stepped one by one)
@@ -19,7 +19,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}
 def batched(kind, limit):
     name, singly = kind
     single, together, _ = TASKS[name]
-    return Singles(single, N, max_episode_frames=limit) if singly else together(N, max_episode_frames=limit)
+    return SequentialEnv(single, N, max_episode_frames=limit) if singly else together(N, max_episode_frames=limit)
 
 
 def reference(name, limit):
@@ -80,7 +80,7 @@ def test_squares_are_those_of_scalars_to_the_last_bit():
 def test_few_copies_are_stepped_one_by_one():
     for name in TASKS:
         few, many = (control_vector_env(name, n, max_episode_frames=9) for n in (1, 16))
-        assert isinstance(few, Singles) and isinstance(many, Singles) == (name == "mountaincar_continuous")
+        assert isinstance(few, SequentialEnv) and isinstance(many, SequentialEnv) == (name == "mountaincar_continuous")
 
 
 @every_kind
@@ -100,7 +100,7 @@ def test_an_environment_goes_on_from_its_state(kind, steps, side_by_side, throug
 
 
 def test_a_state_is_taken_after_an_end():
-    env = Singles(CartPoleEnv, 1, max_episode_frames=500)
+    env = SequentialEnv(CartPoleEnv, 1, max_episode_frames=500)
     env.reset(seed=0)
     start = env.snapshot()
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_what_was_returned_is_never_written_again():
 
 def test_seeds_and_steps_that_do_not_fit_are_refused():
     env, still = CartPole(2, max_episode_frames=1), np.array([0, 0])
-    with pytest.raises(match=r"step must follow a reset of the finished copies \[0, 1\]"):
+    with pytest.raises(match=r"copies \[0, 1\] must be reset before the next step"):
         env.step(still)
     with pytest.raises(match="seed must be an int or 2 of them, got 3"):
         env.reset(seed=[1, 2, 3])
@@ -133,7 +133,7 @@ def test_seeds_and_steps_that_do_not_fit_are_refused():
     assert np.array_equal(env.reset(seed=[4, 5])[0], together)
     env.step(still)
     env.reset(options={"reset_mask": np.array([True, False])})
-    with pytest.raises(match=r"step must follow a reset of the finished copies \[1\]"):
+    with pytest.raises(match=r"copies \[1\] must be reset before the next step"):
         env.step(still)
     with pytest.raises(match="snapshot must be that of 2 copies, got that of 3"):
         env.restore(CartPole(3, max_episode_frames=1).snapshot())

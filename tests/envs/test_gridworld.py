@@ -1,4 +1,4 @@
-"""A finite MDP as a TorchRL environment, the gridworlds made of it, and the one whose goal is observed."""
+"""Finite MDPs as TorchRL environments, gridworlds among them, also with an observed goal."""
 
 from __future__ import annotations
 

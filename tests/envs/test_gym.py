@@ -101,7 +101,7 @@ def test_the_time_limit_is_that_of_the_id_or_of_the_settings(settings: EnvSettin
         (EnvSettings("gym", "CartPole-v1", frame_stack=4), "frame_stack must be unset for 'gym', got 4"),
         (
             EnvSettings("gym", "CartPole-v1", kwargs={"x": 1}),
-            "kwargs must be what 'CartPole-v1' takes, got {'x': 1}: T",
+            "kwargs must be arguments of 'CartPole-v1', got {'x': 1}: T",
         ),
         (own("Vector", kwargs={"word": "new"}), "kwargs must be .*: KeyError: 'new'"),
         (
@@ -147,7 +147,7 @@ def test_what_a_file_names_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> N
         (EnvSettings("gym", "Pendulum-v1"), True),
         (own("Vector"), True),
         (own("Vector", kwargs={"draws_from": "own"}), False),
-        (own("Vector", kwargs={"draws_from": "seeded"}), False),  # a reset without a seed goes on in it
+        (own("Vector", kwargs={"draws_from": "seeded"}), False),  # a reset without a seed continues it
         (own("Vector", kwargs={"draws_from": "seeded", "length": 99}), False),
         (own("Random"), False),
     ],

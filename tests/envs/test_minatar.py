@@ -16,7 +16,7 @@ from torchrl_reg.envs.minatar_drawing import DRAWINGS
 
 
 class PackageGame(gymnasium.Env):
-    """One game of the MinAtar package as it is."""
+    """One game of the MinAtar package."""
 
     def __init__(self, game: str, *, sticky_actions: float = 0.0, minimal: bool = True, ramping: bool = True) -> None:
         self.game = _minatar_environment()(game, sticky_action_prob=sticky_actions, difficulty_ramping=ramping)

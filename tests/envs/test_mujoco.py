@@ -1,4 +1,4 @@
-"""What building MuJoCo's tasks leaves behind, and the sign of Adroit's reaching term."""
+"""MuJoCo's tasks leave no files and warnings behind; the sign of Adroit's reach term."""
 
 from __future__ import annotations
 

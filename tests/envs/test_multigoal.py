@@ -1,4 +1,4 @@
-"""The point among four goals, by hand."""
+"""The multi-goal point against hand-computed steps."""
 
 from __future__ import annotations
 

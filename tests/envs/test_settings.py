@@ -1,4 +1,4 @@
-"""What an environment is: settings, their checks, and environments of a user's own."""
+"""Environment settings, their checks, and environments registered by a user."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_settings_serve_as_a_hydra_schema():
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """Removes the environments that a test registers."""
     before = dict(FAMILIES)
     yield
     FAMILIES.clear()
@@ -157,7 +157,7 @@ def test_settings_reach_the_builder_and_are_checked() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"name": "cartpole"}, "name must be one that no environment has yet, got 'cartpole'"),
+        ({"name": "cartpole"}, "name must be a new name of an environment, got 'cartpole'"),
         ({"build": 3}, "build must be a function that returns an environment, got 3"),
         ({"frames": 3}, "defaults must be one of .*frame_skip.*got 'frames'"),
         ({"build": lambda: _pole(5)}, r"build must take \(max_episode_frames=\), got a function of \(\)"),

@@ -1,4 +1,4 @@
-"""An environment that is put back where it was goes on as if it had never been left, in every family."""
+"""A restored environment continues like one that was never interrupted, in every family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments of every family as TorchRL sees them: keys, seeds, resets, returns."""
+"""Environments of every family in TorchRL: keys, seeds, resets, returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every function: gradcheck in float64, one compiled graph that gives the same, half precision, and what it refuses."""
+"""Every function: gradcheck in float64, one compiled graph with the same results, half precision, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Returns by hand and in both forms, and path-consistency residuals against an explicit loop.
+"""Hand-computed returns in both forms, and path-consistency residuals against an explicit loop.
 
 That the residuals vanish at the optimum is a test of the loss.
 """
@@ -27,7 +27,7 @@ def test_a_rollout_by_hand():
 
 
 def test_a_later_episode_leaves_the_returns_of_earlier_ones_alone():
-    """Whatever it holds: NaN rewards, values, corrections; and what follows the last step belongs to nobody."""
+    """Masked entries may be NaN (rewards, values, corrections), and so may those after the last step."""
     clean = q_lambda_return(REWARD, NEXT_VALUE, CORRECTION, ENDS, gamma=0.5, lmbda=0.25)
     for bad in (math.nan, math.inf):
         reward, value, correction = REWARD.clone(), NEXT_VALUE.clone(), CORRECTION.clone()

@@ -1,6 +1,6 @@
 """Importance-sampled soft value, the Stein direction, and the weight and mixture of E2W.
 
-Numbers by hand, identities, extremes.
+Hand-computed numbers, identities, extremes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run that nobody had to train."""
+"""A finished run, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A device on the CPU, "sim", whose host pays for nothing unnoticed: what would wait for a GPU raises.
+"""A device on the CPU, "sim", on which operations that would make the host wait for a GPU raise.
 
 Its tensors compute on the CPU, so that results can be compared with the CPU's own; but they say that they lie on "sim",
 and every operation on them comes by :func:`_run`.
@@ -39,7 +39,7 @@ class OnTwoDevices(AssertionError):
     """An operation met a tensor that was left on the CPU."""
 
 
-#: Every violation so far: one that somebody catches counts as well.
+#: All violations so far, caught exceptions included.
 violations: list[str] = []
 _free = [False]  # whether the host may wait
 
@@ -158,7 +158,7 @@ def watched_device() -> Iterator[None]:
 
 
 def agree(ours: Any, theirs: Any) -> None:
-    """What was computed on the device equals what was computed on the CPU."""
+    """Compares results on the device with those on the CPU."""
     with host_may_wait():
         torch.testing.assert_close(tree_map_only(Tensor, Tensor.cpu, ours), theirs, equal_nan=True)
 

@@ -1,4 +1,4 @@
-"""Updates on the device "sim", in a process of their own: see :mod:`test_simulated_device`."""
+"""Updates on the device "sim", in a separate process: see :mod:`test_simulated_device`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def device() -> Iterator[None]:
         yield
 
 
-# -- the simulation sees what it is meant to see ------------------------------------------------------------------
+# -- the simulation detects violations ----------------------------------------------------------------------------
 
 X = [[1.0, -2.0, 3.0]]
 PLANTED: dict[str, Callable[[Tensor], Any]] = {

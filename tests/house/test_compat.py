@@ -1,4 +1,4 @@
-"""Which of the private names in ``compat.py`` a newer TorchRL, tensordict or torch has moved."""
+"""Detects private names of ``compat.py`` that a newer TorchRL, tensordict or torch has moved."""
 
 from __future__ import annotations
 

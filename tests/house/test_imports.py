@@ -1,4 +1,4 @@
-"""Who may import whom: science above, the laboratory below one door, no circles."""
+"""Allowed imports between folders: none from ``lab`` outside of it, no cycles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def imports(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
 
 
 def forbidden(path: Path) -> Iterator[str]:
-    """What ``path`` imports and its room may not."""
+    """Imports of ``path`` that its folder may not have."""
     room, *below = path.relative_to(PACKAGE).with_suffix("").parts
     for name in imports(path):
         top, *inside = name.split(".")

@@ -1,4 +1,4 @@
-"""The pages' tables are those that the rows in recipes/results give, and no row or table changes unseen."""
+"""The tables of the pages equal those generated from recipes/results, and rows do not change unnoticed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_edited_table_is_named(rows: dict, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_numbers_in_the_prose_trace_to_rows(rows: dict) -> None:
-    """What is left: a range of torch versions, and a coverage that tests/lab/analysis/test_inference.py measures."""
+    """Numbers with another source: a range of torch versions, and a coverage (tests/lab/analysis/test_inference.py)."""
     assert list(results.untraced(rows)) == ["README.md: 2.15", "recipes/RESULTS.md: 78"]
 
 

@@ -1,4 +1,4 @@
-"""GPU code without a GPU: a device that lives on the CPU, where a wait of the host or a tensor left behind raises.
+"""GPU code without a GPU: on a simulated device, host synchronization or a tensor on the wrong device raises.
 
 :mod:`simulated_device` registers "sim" with PyTorch's Python backend, which is for good, so the checks of
 :mod:`simulated_updates` and :mod:`simulated_modules` run in a process of their own. Its tensors hold values

@@ -1,4 +1,4 @@
-"""A built wheel, installed where nothing but torch, torchrl and gymnasium is, and beside all extras."""
+"""A built wheel, installed with only torch, torchrl and gymnasium, and with all extras."""
 
 from __future__ import annotations
 

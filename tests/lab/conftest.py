@@ -1,4 +1,4 @@
-"""Runs the tiny recipe in child processes, which can be killed; torch is imported once."""
+"""Runs the tiny recipe in separate processes, which can be killed; torch is imported once."""
 
 from __future__ import annotations
 

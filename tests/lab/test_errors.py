@@ -1,4 +1,4 @@
-"""Which errors are a user's, and end in one sentence, and which are bugs, and keep their traceback."""
+"""User errors end in one sentence; bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchrl_reg.lab.errors import user_sentence
 
 
 def sentence(text: str, module: str) -> str | None:
-    """What a user is told of the error that ``text`` raises in a module of this name."""
+    """The message for the error that ``text`` raises in a module of this name."""
     try:
         exec(text, {"__name__": module})
     except Exception as error:

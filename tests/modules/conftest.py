@@ -1,4 +1,4 @@
-"""Actors on a box of up to three dimensions, built alike for all tests of the room, and states for them."""
+"""Actors on a box of up to three dimensions, and states for them."""
 
 from __future__ import annotations
 

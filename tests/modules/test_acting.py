@@ -1,4 +1,4 @@
-"""What acts on a dict of tensors does there what it does on a TensorDict."""
+"""``plain`` on a dict of tensors acts like ``forward`` on a TensorDict."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_random_numbers_drawn_before_take_the_place_of_new_ones() -> None:
 
 
 class Loud(MulticategoricalActor):
-    """A ``forward`` of its own under an inherited ``plain``."""
+    """Overrides ``forward`` but inherits ``plain``."""
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         return super().forward(tensordict).set("loud", torch.ones(3))

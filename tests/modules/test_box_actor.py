@@ -1,4 +1,4 @@
-"""What every actor on a box keeps: keys, densities, exploration, dtypes, compilation, and what it refuses.
+"""Contract of the actors on a box: keys, densities, exploration, dtypes, compilation, errors.
 
 The tanh-normal actor is TorchRL's own, with bounds that are moved and compared once.
 """
@@ -22,7 +22,7 @@ from torchrl_reg.modules import gaussian_actor
 
 WITH_DENSITY = ("multicategorical", "autoregressive", "flow", "gaussian")
 ACTORS = (*WITH_DENSITY, "sampler")
-OURS = [kind for kind in ACTORS if kind != "gaussian"]  # which is made of TorchRL's parts
+OURS = [kind for kind in ACTORS if kind != "gaussian"]  # composed of TorchRL's parts
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3, 2)])

@@ -1,4 +1,4 @@
-"""Critics of several tasks as one."""
+"""Critics of several tasks stacked into one."""
 
 from __future__ import annotations
 

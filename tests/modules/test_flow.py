@@ -1,4 +1,4 @@
-"""The flow policy: its beginning, its layers, how it is reset; its density: test_box_actor.py.
+"""The flow policy: initialization, layers, resets; its density is tested in test_box_actor.py.
 
 And policies in the latent space of frozen flows: exact densities of the stack.
 """

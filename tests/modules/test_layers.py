@@ -1,4 +1,4 @@
-"""Layers run one by one, noisy layers and dueling streams: their bits, their laws, and what losses see of them."""
+"""Layers run one by one, noisy layers and dueling streams: bits, distributions, and their use in losses."""
 
 from __future__ import annotations
 

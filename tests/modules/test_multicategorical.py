@@ -195,7 +195,7 @@ def test_the_mean_is_an_action_between_the_bins(make: Any, states: Any) -> None:
 
 
 def transitions(actor: Any, *batch: int) -> TensorDict:
-    """What ``actor`` does at random states, and what follows."""
+    """Transitions of ``actor`` at random states."""
     torch.manual_seed(1)
     terminated = torch.rand(*batch, 1) < 0.3
     ends = {"terminated": terminated, "done": terminated | (torch.rand(*batch, 1) < 0.3)}

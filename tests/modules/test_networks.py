@@ -1,4 +1,4 @@
-"""Published networks: their sizes, torsos written out, norms, where they are noisy, and how weights begin."""
+"""Published networks: sizes, torsos, norms, noisy layers, initialization."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def pixels(*batch, channels=4):
 
 
 def test_nature_cnn_is_the_written_out_network():
-    """And it changes no pixel, whatever the layout in memory; floating-point pixels are taken as they are."""
+    """Pixels are unchanged in every memory layout; floating-point pixels are not scaled."""
     torso, images = NatureCNN(), pixels(3)
     layers = [layer for layer in torso.convolutions if isinstance(layer, nn.Conv2d)]
     results = []
@@ -170,7 +170,7 @@ def test_same_padding_of_minatar_keeps_the_border():
 
 def test_same_padding_is_tensorflows():
     # With all-ones kernels a layer's output counts the pixels under the kernel, which shows where
-    # the zeros were put: by hand 2 and 2 beside 84, 1 and 2 beside 21, 1 and 1 beside 11.
+    # the zeros were added: computed by hand, 2 and 2 for 84, 1 and 2 for 21, 1 and 1 for 11.
     torso = NatureCNN(in_channels=1, padding="same")
     pads = [layer for layer in torso.convolutions if isinstance(layer, nn.ZeroPad2d)]
     found = []

@@ -1,4 +1,4 @@
-"""How the action prior is learnt, and who acts by it."""
+"""Learning of the action prior, and the actors that use it."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_boltzmann_never_takes_a_masked_action() -> None:
 
 
 def test_one_temperature_for_loss_and_actor() -> None:
-    """Assigned once, it holds for whoever shares the regularizer; the evaluated policy does not go stale."""
+    """One assignment reaches all modules that share the regularizer, the evaluated policy included."""
     actor = QValueActor(nn.Linear(4, 3), spec=Categorical(3))
     loss = MunchausenDQNLoss(actor, tau=0.5)
     policy = BoltzmannQActor(actor, regularizer=loss.regularizer)

@@ -49,7 +49,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 
 
 def fingerprint(loss: Any, data: Any, seed: int = 11) -> dict[str, Any]:
-    """What one call of a float64 loss gives: every scalar, the priorities, the gradients seen from four directions."""
+    """Results of one call of a float64 loss: scalars, priorities, gradients projected on four directions."""
     loss.zero_grad()
     torch.manual_seed(seed)
     out = loss(data)

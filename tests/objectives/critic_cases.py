@@ -1,4 +1,4 @@
-"""Losses over an actor and critics, at values where a wrong sign or a forgotten factor shows."""
+"""Losses over an actor and critics, at values where a wrong sign or a missing factor is visible."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Buildable:
 
 @dataclass
 class CriticCase(Buildable):
-    """How to build one loss; ``reported``: scalars among its out-keys, ``power``: of the TD error in its priority."""
+    """Builder of one loss; ``reported``: scalars among its out-keys, ``power``: of the TD error in its priority."""
 
     cls: Any
     kind: str
@@ -98,7 +98,7 @@ class CriticCase(Buildable):
 
     @property
     def em(self) -> bool:
-        """Whether the temperature of the batch weighs each of its rows."""
+        """True if the temperature of the batch weights each of its rows."""
         return self.kwargs.get("mode") == "em"
 
     @property

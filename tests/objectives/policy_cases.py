@@ -49,7 +49,7 @@ def make_value(seed: int = 1, in_key: Any = "observation", lazy: bool = False) -
 
 @dataclass
 class PolicyCase(Buildable):
-    """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
+    """Builder of one loss, at values where a wrong sign or a missing factor is visible."""
 
     cls: Any
     kind: str

@@ -21,7 +21,7 @@ from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, Implicit
 
 @dataclass
 class LossCase(critic_cases.Buildable):
-    """How to build one loss, at values where a wrong sign or a forgotten factor shows."""
+    """Builder of one loss, at values where a wrong sign or a missing factor is visible."""
 
     cls: Any
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -117,5 +117,5 @@ CASES = {
 }
 
 
-#: Every loss of the package, whatever its networks.
+#: All losses of the package.
 ALL: dict[str, Any] = {**CASES, **policy_cases.CASES, **critic_cases.CASES}

@@ -1,4 +1,4 @@
-"""Losses over an actor and critics: whom each loss teaches, and critics that are moved or do more than most."""
+"""Losses over an actor and critics: parameters that each loss trains, and unusual critics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def losses(loss: Any, data: Any) -> Tensor:
 
 
 def test_the_entropy_is_a_mean_over_the_rows_that_count() -> None:
-    """Those of a mask and those of its complement make up all, whose actions are drawn alike."""
+    """A mask and its complement add up to all rows, with the same drawn actions."""
     data, mask = CASES["sac"].batch(8), torch.tensor([True, True, False, True, False, True, True, True])
     found = []
     for kept in (mask, ~mask, mask | ~mask):

@@ -1,4 +1,4 @@
-"""What the losses over a policy refuse: one sentence with the argument, what was expected, and what came."""
+"""Errors of the losses over a policy: one sentence with the argument, the expected and the actual value."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def bins() -> MulticategoricalActor:
 
 
 def per_dimension() -> ProbabilisticActor:
-    """Whose log_prob scores each dimension; of a batch of 2 it has the wrong shape ``[2, 2]``."""
+    """Its log_prob has one entry per dimension: the wrong shape ``[2, 2]`` for a batch of 2."""
     net = nn.Sequential(nn.Linear(4, 4), NormalParamExtractor())
     module = TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"])
     return ProbabilisticActor(module, in_keys=["loc", "scale"], distribution_class=Normal, return_log_prob=True)
@@ -160,7 +160,7 @@ def test_a_single_step_is_no_sequence() -> None:
 
 @pytest.mark.parametrize("name", ["m_iq", "m_iq_gaussian", "m_iq_flow", "trust_pcl", "virel", "sac", "soft_q"])
 def test_stored_actions_lie_in_the_box_but_for_rounding(name: str) -> None:
-    """A buffer of actions in other units, say, is told at the first batch; masked rows may hold anything."""
+    """Actions in other units, for instance, are an error at the first batch; masked rows are not checked."""
     data = CASES[name].batch(6)
     data["action"][0] = torch.tensor([1 + 1e-6, -2 - 1e-5])
     assert finite(name, data)
@@ -177,7 +177,7 @@ def test_stored_actions_lie_in_the_box_but_for_rounding(name: str) -> None:
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_the_box_has_the_dtype_of_the_networks(name: str, dtype: torch.dtype, stored: torch.dtype) -> None:
-    """bfloat16 knows 3 digits: 1.0078 is the next number to 1."""
+    """bfloat16 has 3 digits: 1.0078 is the number next to 1."""
     loss, data = CASES[name].loss().to(dtype), CASES[name].batch(3, dtype=dtype)
     data["action"][0, 0] = 1.0078 if stored == torch.bfloat16 else 1.0
     data["action"] = data["action"].to(stored)

@@ -1,6 +1,6 @@
-"""What a loss refuses, in one sentence: arguments, and data that it cannot learn from.
+"""Errors of a loss, each in one sentence: arguments, and data that it cannot learn from.
 
-What users of TorchRL and numpy hand in is taken; rows that do not count may hold anything.
+Arguments in TorchRL's and NumPy's types are accepted; masked rows are not checked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks bound to parameters: swapped ones (functional calls, ensembles by vmap) are those that count."""
+"""Networks bound to parameters: swapped ones (functional calls, ensembles by vmap) are used."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def values_and_gradients(loss: Any, other: Any, data: Any) -> tuple[Tensor, Tens
 
 
 def value_and_gradient(loss: Any, data: Any) -> tuple[Tensor, Tensor]:
-    """The same for the loss as it is."""
+    """The same for the loss itself."""
     torch.manual_seed(3)
     value = loss(data.copy())["loss"]
     own = [tensor for _, tensor in TensorDict.from_module(loss).items(True, True) if tensor.requires_grad]

@@ -1,4 +1,4 @@
-"""What any TorchRL user may expect of every loss, over Q-values, a policy, or an actor and critics."""
+"""TorchRL's contract for every loss, over Q-values, a policy, or an actor and critics."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def assert_learns(loss: Any, data: Any, expected: torch.Tensor) -> Any:
 
 
 def masked(data: Any) -> Any:
-    """``data`` of which ``MASK`` says what counts."""
+    """``data`` with a loss mask."""
     data["collector", "mask"] = MASK.reshape(-1, *[1] * data.ndim).expand(*data.shape, 1).clone()
     return data
 

@@ -1,4 +1,4 @@
-"""C51 on TorchRL's own ground (double, one step, an evenly spaced grid, float32), and the mass that leaves the grid."""
+"""C51 against TorchRL's (double, one step, evenly spaced grid, float32), and the mass that leaves the grid."""
 
 from __future__ import annotations
 

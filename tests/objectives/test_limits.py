@@ -1,4 +1,4 @@
-"""Losses that are one another: with a uniform prior, and where returns are certain."""
+"""Losses that coincide: with a uniform prior, and for deterministic returns."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def familiarized(seed: int) -> TensorDictModule:
 
 
 def arrivals(network: TensorDictModule, seed: int, steps: int = 150, envs: int = 8) -> float:
-    """How often ``envs`` walks reach a new goal while they learn to, with Q-values that start from nothing."""
+    """Number of times that ``envs`` walks reach a new goal while they learn, with Q-values from scratch."""
     torch.manual_seed(seed)
     env = GoalGridworldEnv(envs, goals=NEW, starts=(0, 3), max_episode_frames=50)
     env.set_seed(seed)

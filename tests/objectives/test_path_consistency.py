@@ -64,7 +64,7 @@ def test_loss_is_the_equation(name: str, rows: int, masked: bool) -> None:
 @pytest.mark.parametrize("name", ["trust_pcl", "trust_pcl_unified"])
 @pytest.mark.parametrize("rows", [1, 6])
 def test_rows_that_are_no_path_are_refused(name: str, rows: int) -> None:
-    """Shuffled steps, of sequences or flat; a reset, a step that does not count and a NaN say nothing of the order."""
+    """Shuffled steps, of sequences or flat; resets, masked steps and NaN are ignored by the check of the order."""
     data, draw = CASES[name].batch(rows), torch.Generator().manual_seed(0)
     data["next", "done"][:] = data["next", "terminated"][:] = False
     data["observation"][:, 1:] = data["next", "observation"][:, :-1]

@@ -144,7 +144,7 @@ def test_train_and_eval_mode_follow_the_actor(batch: Any, cases: Any) -> None:
 
 
 def test_batch_norm_network(batch: Any, cases: Any) -> None:
-    """Each network keeps statistics of its own, of the passes that count: not of those for diagnostics."""
+    """Each network has separate statistics, of the passes for learning only, not of those for diagnostics."""
     for name, passes in (("m_dqn", 2), ("soft_dqn", 1), ("al", 2), ("mirl", 1)):
         states = []
         for diagnostics in (True, False):

@@ -1,6 +1,6 @@
 """Two ranks of a process group with half of a batch each do what one process does with the whole.
 
-Each is this file in a process of its own, which takes a share of a batch through every loss of the contract's table and
+Each is this file in a separate process, which takes a share of a batch through every loss of the contract's table and
 those whose coefficients are learnt from the batch.
 """
 
@@ -44,7 +44,7 @@ def alike(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
 
 
 def losses() -> Iterator[tuple[str, Any, TensorDict]]:
-    """Each with a batch of its own."""
+    """Each with another batch."""
     actors = [QValueActor(critic_cases.mlp(4, 3), spec=Categorical(3)) for _ in range(3)]
     dual = DualCoefficient(0.5, target=0.4, rises="below", name="tau")
     beta = BellmanErrorCoefficient(2.0, rate=0.5, inverse=True, high=1e9)

@@ -116,7 +116,7 @@ def fixed(count: int) -> Tensor:
 
 
 class Oracle:
-    """What a loss should be, from the networks' outputs alone."""
+    """The expected loss, from the networks' outputs alone."""
 
     def __init__(self, loss: Any, cell: tuple[str, str, str]) -> None:
         self.loss, self.cell = loss, cell

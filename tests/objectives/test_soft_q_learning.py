@@ -87,7 +87,7 @@ def test_every_mode_gets_its_mass(seed: int) -> None:
 
 @pytest.mark.parametrize("proposal", ["lattice", "uniform"])
 def test_the_soft_value_of_a_box_by_hand(proposal: str) -> None:
-    """All K actions in one call of the target critics; D ln 2 for the volume of the box, whatever its bounds."""
+    """All K actions in one call of the target critics; D ln 2 for the volume of the box, independent of its bounds."""
     loss, data = CASES["soft_q_twin"].loss(num_value_samples=7, proposal=proposal), CASES["soft_q_twin"].batch(5)
     torch.manual_seed(3)
     value, ess = loss._soft_value(data, data["next"])

@@ -1,4 +1,4 @@
-"""Losses stacked into one are each what they were, and what is done to one of them is done to the stack."""
+"""Stacked losses equal the single ones, and changes to one of them reach the stack."""
 
 from __future__ import annotations
 

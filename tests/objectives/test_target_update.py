@@ -81,7 +81,7 @@ def test_parameters_given_other_memory_are_followed(cases: Any) -> None:
 
 @KINDS
 def test_buffers_are_copied_and_noise_is_not(batch: Any, kind: Any, how: str) -> None:
-    """What a layer has measured (spectral norm's vectors, batch statistics) belongs to its weights; noise does not."""
+    """Statistics in buffers (vectors of spectral norm, batch statistics) are copied with the weights; noise is not."""
     torch.manual_seed(0)
     wide = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 8))
     net = nn.Sequential(wide, nn.BatchNorm1d(8), nn.Tanh(), NoisyLinear(8, 3))

@@ -391,7 +391,7 @@ def test_a_termination_that_is_not_called_done_ends_the_episode(mdp: TabularMDP,
 def test_the_persistent_gap_of_an_episode_that_ends_is_that_at_s(
     mdp: TabularMDP, q: Tensor, time_limits_end: bool
 ) -> None:
-    """At a time limit there is a next state, unless it is taken for an end; what was recorded there is another's."""
+    """A time limit has a next state, unless treated as terminal; the recorded one is of the next episode."""
     data = rollout(mdp, q, UNIFORM)
     data["next", "done"][:, 4], data["next", "terminated"][:20, 4] = True, True  # rows from 20 on: a time limit
     how: dict[str, Any] = {"shaping": AdvantageGap(0.5, persistent=True), "time_limits_end": time_limits_end}

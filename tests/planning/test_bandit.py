@@ -1,4 +1,4 @@
-"""The convergence theorem of E2W, and what the bandit refuses."""
+"""The convergence theorem of E2W, and errors of the bandit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Emulators as models: gymnasium copies, restored vector environments, and what cannot be planned in."""
+"""Emulators as models: gymnasium copies, restored vector environments, and environments without a model."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_of_the_actions_tried_most_often_the_best_is_taken() -> None:
 
 
 class Follows:
-    """A rule of one's own that needs a policy says so."""
+    """A user's rule that needs a policy raises without one."""
 
     follows_policy = True
 

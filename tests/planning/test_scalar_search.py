@@ -1,4 +1,4 @@
-"""The search by plain loops grows the trees of the search side by side, number by number, in Python and compiled."""
+"""The scalar search grows the same trees as the batched search, bit for bit, in Python and compiled."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_tables_with_values_and_priors(planner: Planner, mdp: TabularMDP, scalar
 
 @each_planner
 def test_one_tree_of_any_deterministic_model_draws_the_same_numbers(planner: Planner, side_by_side: Any) -> None:
-    """A model that says nothing of itself: states are vectors, leaves are evaluated, random numbers come one by one."""
+    """A model without declared properties: vector states, evaluated leaves, single random numbers."""
 
     class Walk:
         num_actions, stochastic, num_outcomes = 4, False, 1

@@ -1,4 +1,4 @@
-"""The search itself: exact values, batches, chance nodes, cost; and what values its leaves."""
+"""The search: exact values, batches, chance nodes, cost, evaluation of leaves."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ PLANNERS = {
 
 
 class TableModel(TabularModel):
-    """Draws the i-th transition of tree b from ``table[b, i]``, whoever else is searched beside it."""
+    """Draws the i-th transition of tree b from ``table[b, i]``, independent of the other trees."""
 
     def __init__(self, *args: Any, table: Tensor, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -197,7 +197,7 @@ def test_the_last_outcome_collects_the_rest_and_those_before_are_kept_apart() ->
 
 @pytest.mark.parametrize("make", [UCT, lambda **size: Planner(E2W(9.0), HardMax(), **size)])
 def test_a_node_for_an_end_and_a_reward_has_the_value_of_both(make: Any) -> None:
-    """A fair coin decides between a reward at the next step and an end: in open loop one node stands for both."""
+    """A fair coin decides between a reward at the next step and an end: in open loop one node represents both."""
     P = chain(3, gamma=0.9).P.clone()
     P[0] = torch.tensor([0.0, 0.5, 0.5])
     P[1] = torch.tensor([0.0, 0.0, 1.0])
@@ -221,7 +221,7 @@ class DeadAtFirst:
 
 
 def test_a_node_first_met_dead_is_evaluated_when_met_alive() -> None:
-    """Its actions have the evaluation's values then, and not the 0 of memory that nobody wrote."""
+    """Its actions then have the values of the evaluation, not the 0 of unwritten memory."""
     q = torch.tensor([[5.0, 4.0]], dtype=torch.float64)
     tree = UCT(num_simulations=3, gamma=0.9)(
         DeadAtFirst(), torch.tensor([0]), evaluate=lambda state: Evaluation(torch.tensor([5.0]), q, q / 9)

@@ -1,4 +1,4 @@
-"""Recipes in this process, by the words that a user types: ``"m_dqn algo.tau=0.5"``."""
+"""Recipes in this process, by their command line: ``"m_dqn algo.tau=0.5"``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torchrl_reg.lab.run.settings import validate
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 sys.path.append(str(RECIPES))  # as of a script: its studies lie beside it
-#: Presets of q_learning.py, as if each were a recipe; those with a recipe of their own are compared with it.
+#: Presets of q_learning.py, as if each were a recipe; those that also have a separate recipe are compared with it.
 METHODS = {path.stem for path in (RECIPES / "conf/method").glob("*.yaml")} - {"m_dqn", "m_iqn"}
 
 

@@ -1,4 +1,4 @@
-"""A regularizer of one's own, in 23 lines; tests/recipes/test_own_regularizer.py trains, evaluates and plans with it.
+"""A user's regularizer, in 23 lines; tests/recipes/test_own_regularizer.py trains, evaluates and plans with it.
 
     PYTHONPATH=tests/recipes python recipes/q_learning.py regularizer._target_=own_regularizer.LogBarrier \
         +regularizer.tau=0.1

@@ -1,4 +1,4 @@
-"""Laws of the failure probability: found again where they hold, and told apart."""
+"""Laws of the failure probability: recovered where they hold, and distinguished."""
 
 from __future__ import annotations
 

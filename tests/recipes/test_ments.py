@@ -1,4 +1,4 @@
-"""Planning online: episodes, the record, going on after a kill, networks of finished runs."""
+"""Online planning: episodes, the record, resuming after a kill, networks of finished runs."""
 
 from __future__ import annotations
 

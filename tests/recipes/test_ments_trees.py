@@ -1,4 +1,4 @@
-"""The study on synthetic trees: its record, its table and figures, and going on after a kill."""
+"""The study on synthetic trees: its record, its table and figures, and resuming after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of the multi-goal point: read from finished runs, shares counted by hand."""
+"""The figure of the multi-goal point: read from finished runs, with hand-counted shares."""
 
 from __future__ import annotations
 

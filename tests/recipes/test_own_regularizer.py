@@ -1,4 +1,4 @@
-"""A class of one's own is trained, saved, evaluated, resumed, swept and planned with as ours are."""
+"""A user's class works like ours in training, saving, evaluation, resuming, sweeps and planning."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_it_is_trained_and_evaluated_and_loaded_only_where_it_is_trusted(start, 
     assert main(["evaluate", "run", "--episodes", "2"]) == 0 and "sampled" in capsys.readouterr().out
     assert type(load_policy("run").regularizer).__name__ == "LogBarrier"  # the caller has imported it
     del sys.modules["own_regularizer"]
-    with pytest.raises(UserError, match="names the module 'own_regularizer', which nobody has imported"):
+    with pytest.raises(UserError, match="names the module 'own_regularizer', which is not imported"):
         load_policy("run")
     assert main(["evaluate", "run", "--episodes", "2"]) == 1 and "own_regularizer" not in sys.modules
     assert main(["evaluate", "run", "--episodes", "2", "--trust", "own_regularizer"]) == 0

@@ -1,4 +1,4 @@
-"""Every recipe runs, leaves its record, and is the method that it says."""
+"""Every recipe runs, writes its record, and implements its method."""
 
 from __future__ import annotations
 

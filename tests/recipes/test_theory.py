@@ -1,4 +1,4 @@
-"""The two theorems on what is drawn: rows of the record against numbers known beforehand."""
+"""The two theorems on random problems: rows of the record against known numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user of a recipe can do wrong is told in one sentence that names the setting."""
+"""Errors of a recipe's user are one sentence that names the setting."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BAD = {
     "m_dqn env.name=CartPole-v1": "Did you mean env=gym env.game=CartPole-v1?",
     "m_dqn env=gym": "game must be a gymnasium id, such as 'CartPole-v1', got ''.",
     "m_dqn env=gym env.game=CartPole-v1 env.kwargs.x=1": "env.kwargs.x is not set here; +env.kwargs.x=... adds it.",
-    "m_dqn env=gym env.game=CartPole-v1 +env.kwargs.x=1": "kwargs must be what 'CartPole-v1' takes, got {'x': 1}",
+    "m_dqn env=gym env.game=CartPole-v1 +env.kwargs.x=1": "kwargs must be arguments of 'CartPole-v1', got {'x': 1}",
     "m_dqn env=gym env.game=CartPole-v1 env.kwargs=3": "env.kwargs must be a mapping, got 3.",
     "m_dqn env=gym env.game=CliffWalking-v1": "max_episode_frames must be set for 'CliffWalking-v1'",
     "m_dqn env.import_module=nowhere": "import_module must be a module that is installed",

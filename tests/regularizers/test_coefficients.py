@@ -243,7 +243,7 @@ def test_a_munchausen_term_keeps_the_bound(alpha: float, clip_min: float) -> Non
 
 @pytest.mark.parametrize("name", ["entropy", "sparsemax", "uniform prior", "prior"])
 def test_the_bound_is_met_to_half_a_percent(name: str) -> None:
-    """State 0 chooses between 1, where all actions are alike and pay nothing, and 2, which pays for one action alone.
+    """State 0 chooses between 1, where all actions are equal without reward, and 2, which rewards one action only.
 
     It pays a little less than the range of the costs, and so the regularized agent goes to 1 for its freedom.
     """

@@ -1,4 +1,4 @@
-"""Every regularizer, and one of a user's own: its policy is the best one, its value what that is worth."""
+"""Every regularizer, and a user's: its policy maximizes, and its value is the maximum."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_compiles_whole_and_follows_assignments(name: str) -> None:
             torch.testing.assert_close(tuple(compiled(q_values(5))), tuple(regularizer(q_values(5))))
 
 
-# -- what check_regularizer says of one of a user's own -------------------------------------------------------------
+# -- check_regularizer on a user's regularizer -------------------------------------------------------------
 
 
 def test_one_of_a_users_own_keeps_the_definition() -> None:
@@ -198,7 +198,7 @@ def test_one_of_a_users_own_keeps_the_definition() -> None:
         ("pi", lambda out: 1.1 * out.pi, "a pi that sums to one"),
         ("value", lambda out: out.value + 0.1, "<pi, q> - cost as its value"),
         ("pi", lambda out: out.pi.flip(-1), "<pi, q> - cost as its value"),
-        ("tau_log_pi", lambda out: TAU * (1 + out.pi.log()), "<pi, tau_log_pi> as its cost"),  # the gradient as it is
+        ("tau_log_pi", lambda out: TAU * (1 + out.pi.log()), "<pi, tau_log_pi> as its cost"),  # the raw gradient
         ("action_cost", lambda out: 2 * out.action_cost, "action_cost = tau_log_pi"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_declared_coefficient_is_an_attribute() -> None:
 
 
 class Bonus(Shaping):
-    """A shaping of one's own."""
+    """A user's shaping."""
 
     coefficient_names = ("weight",)
 

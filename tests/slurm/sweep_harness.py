@@ -21,7 +21,7 @@ SLURM = ROOT / "slurm"
 
 
 def has_cluster() -> bool:
-    """Whether jobs can be submitted and their ends be seen (sacct)."""
+    """True if jobs can be submitted and their ends be queried (sacct)."""
     if not shutil.which("sbatch"):
         return False
     for command in (["scontrol", "ping"], ["sacct", "-n"]):

@@ -1,4 +1,4 @@
-"""What a sweep compares: every shipped one is composed, and its arms may differ only where its file says so."""
+"""Arms of sweeps: every shipped one is composed, and its arms differ only in the settings named in its file."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_sweeps_of_the_sources_figures_are_there() -> None:
 
 @pytest.mark.parametrize(("name", "arm", "words", "own"), AS_PRESETS)
 def test_an_arm_has_the_settings_of_its_papers_preset(name: str, arm: str, words: str, own: str) -> None:
-    """Apart from ``own``, which the sweep says, and from what changes nothing in what is learnt."""
+    """Except ``own``, named in the sweep, and settings without an effect on learning."""
     run = next(run for run in planned_runs(sweep_of(name)) if run.arm == arm or run.arm.startswith(f"{arm} "))
     recipe, *overrides = words.split()
     ours, theirs = config_of(run.recipe, run.overrides), config_of(recipe, tuple(overrides))

@@ -1,4 +1,4 @@
-"""One element of the array, without SLURM: what it starts again, what it gives up, how it stops."""
+"""One element of the array, without SLURM: retries, giving up, stopping."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_of_seeds_trained_together_only_the_unfinished_fail_and_all_are_waited_f
     with pytest.raises(RuntimeError, match=r"r0/seed=1 \(exit code 1\)"):
         both()
     assert [path.name for path in (tmp_path / "r0").glob("*.failed")] == ["seed=1.failed"]
-    with pytest.raises(RuntimeError):  # the second life finishes seed 1, but says that it failed
+    with pytest.raises(RuntimeError):  # the second life finishes seed 1, but reports a failure
         both()
     both()
     assert lives(tmp_path) == 2

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM: everything that happens to jobs on a cluster, and what is left of the runs afterwards."""
+"""Sweeps on a real SLURM: events of jobs on a cluster, and the runs afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``slurm/launch.py`` without a cluster: what it shows, refuses and runs on this machine."""
+"""``slurm/launch.py`` without a cluster: output, errors, and local runs."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_debug_runs_in_this_process(local_sweep):
 
 
 def begin(sweep: Sweep, *more: str) -> subprocess.Popen[str]:
-    """A launcher in a process group of its own, as a shell starts it, once a run has a checkpoint."""
+    """A launcher in a separate process group, as started by a shell, once a run has a checkpoint."""
     command = launch_command(*sweep.arguments, "check=false", f"name={sweep.name}", f"root={sweep.root}", *more)
     process = subprocess.Popen(
         command, env=launch_environment(), stderr=subprocess.PIPE, text=True, start_new_session=True

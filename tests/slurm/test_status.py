@@ -1,4 +1,4 @@
-"""``slurm/status.py`` on folders made by hand."""
+"""``slurm/status.py`` on hand-written folders."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def says(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
-    """``says(squeue="echo 3")`` writes a command of SLURM's, first on PATH; at first they say nothing."""
+    """``says(squeue="echo 3")`` writes a fake SLURM command, first on PATH; by default they print nothing."""
     commands = tmp_path_factory.mktemp("commands")
 
     def write(**scripts: str) -> None:

@@ -1,4 +1,4 @@
-"""A sweep that everything happens to ends like one that nothing happened to, bit for bit."""
+"""A sweep with every kind of interruption ends like an undisturbed one, bit for bit."""
 
 from __future__ import annotations
 

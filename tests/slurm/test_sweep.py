@@ -1,4 +1,4 @@
-"""What a sweep holds: its runs and their folders, from settings alone."""
+"""Runs of a sweep and their folders, from settings alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sample-based agents: what tells them apart, and where they converge."""
+"""The sample-based agents: their differences, and their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exact solvers: what they share, each by hand or against its theory, and how they agree."""
+"""The exact solvers: common properties, hand-computed or theoretical values, and agreement with each other."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_soft_value_iteration_by_hand():
 
 
 def test_policy_evaluation_by_hand():
-    # The state goes on with probability 1/2: v = (1 + tau ln 2) / (1 - gamma / 2).
+    # The episode continues with probability 1/2: v = (1 + tau ln 2) / (1 - gamma / 2).
     P = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
     mdp = TabularMDP(P, torch.ones(2, 2), 0.8, torch.tensor([False, True]))
     v = policy_evaluation(mdp, torch.full((2, 2), 0.5), 0.3).v

@@ -1,4 +1,4 @@
-"""Errors in exact updates: what reaches the values is their average, to the last digit, and the bounds hold."""
+"""Errors in exact updates: only their average reaches the values, and the bounds hold."""
 
 from __future__ import annotations
 

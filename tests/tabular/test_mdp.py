@@ -1,4 +1,4 @@
-"""TabularMDP's validation, and the worlds it can be made from."""
+"""Validation of TabularMDP, and the worlds in the package."""
 
 from __future__ import annotations
 

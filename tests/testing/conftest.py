@@ -1,4 +1,4 @@
-"""Makes the losses of ``wrong_losses.py`` importable, as a user's module is."""
+"""Makes ``wrong_losses.py`` importable, like a user's module."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Distances, several errors at once, and what no known error explains."""
+"""Distances, several errors at once, and unexplained deviations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every known error is named where it is planted, and none in a loss that is right.
+"""Every planted error is named, and none in a correct loss.
 
 Discrete soft actor-critics: the planted errors are named, TorchRL's and CleanRL's have none.
 """

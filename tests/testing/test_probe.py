@@ -1,4 +1,4 @@
-"""Tables as networks, what is read of a loss over them, and what is seen of its operations."""
+"""Tables as networks, reading a loss over them, and tracing its operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed of a check.
+"""The printed report of a check.
 
 And the errors that it can name: each is explained, and no two change the same targets.
 """

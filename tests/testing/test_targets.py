@@ -1,4 +1,4 @@
-"""Targets by hand, and that the mistakes differ from them and from each other.
+"""Hand-computed targets; the mistakes differ from them and from each other.
 
 Which distance a loss measures is found from its values, and what it claims from its name and its numbers.
 """
@@ -198,7 +198,7 @@ class BackwardRaises(DQN):
 
 
 class Answers(torch.nn.Module):
-    """What is no loss: nothing, or a number without a gradient."""
+    """Invalid losses: None, or a number without a gradient."""
 
     def __init__(self, network: Any, answer: Any) -> None:
         super().__init__()

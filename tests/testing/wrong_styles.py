@@ -152,7 +152,7 @@ class InverseTau(PlainSoftDQN):
 
 @planted("1 / tau for tau")
 class InverseTauInThePolicy(PlainMunchausen):
-    """Its targets are right whatever the policy, as in BY571's loss."""
+    """Its targets are correct for every policy, as in BY571's loss."""
 
     def value(self, observation: Tensor) -> Tensor:
         q = self.frozen(observation)

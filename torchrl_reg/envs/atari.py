@@ -9,21 +9,22 @@ from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from torchrl_reg.envs.settings import check_name, needing
 
-# Entries of the record that are not actions: a game that was reset, and one that was left alone meanwhile.
-_RESET, _NOTHING = -1, -2
+# Entries of the record other than actions: the game was reset, or was not touched while another one was.
+_RESET, _SKIPPED = -1, -2
 
 
 class CallerResetAtari(VectorWrapper):
     """ALE's vector environment with resets left to the caller (gymnasium's ``DISABLED`` mode).
 
-    ALE restarts a game within the step that ends it and offers no other usable mode. This class
-    returns the final frames at such a step and keeps the first frames of the next episode until
-    ``reset(options={"reset_mask": ...})`` asks for them, so TorchRL needs neither info readers nor
-    a transform to undo the restart, and any mask may be reset at any time.
+    ALE restarts a game within the step that ends it; its other modes are not usable here. This class returns the final
+    frames at such a step and holds back the first frames of the next episode until
+    ``reset(options={"reset_mask": ...})``. TorchRL then needs neither info readers nor a transform to undo the restart,
+    and any mask can be reset at any time.
 
-    ALE's vector environment exposes no system state, but a seeded reset erases all history. So a game is restored from
-    its last seed and what happened since. Seeding costs as much as some hundred steps: a game gets a new seed, drawn
-    from its first, at the end of the first episode that ends after ``RESEED_STEPS`` steps.
+    ALE's vector environment exposes no system state, but a seeded reset discards all history, so a game is restored by
+    replaying its actions since the last seed. To bound the replay, a game is reseeded when an episode ends more than
+    ``RESEED_STEPS`` steps after the last seed; the new seed is drawn from the game's first one. Seeding costs as much
+    as about a hundred steps.
     """
 
     RESEED_STEPS = 20_000
@@ -35,8 +36,8 @@ class CallerResetAtari(VectorWrapper):
         self.metadata = {**ale.metadata, "autoreset_mode": AutoresetMode.DISABLED}
         self._frames: np.ndarray = np.zeros(0, np.uint8)  # until the first reset
         self._restarted = np.zeros(self.num_envs, np.bool_)
-        # What was done: rows [N] of actions, or of _RESET and _NOTHING. By game, its seed, how many it has had before,
-        # and the row at which it was seeded.
+        # Rows [N] of actions, or of _RESET and _SKIPPED. Per game: its first seed, how often it was reseeded, and the
+        # row of the record at which it was last seeded.
         self._record: list[np.ndarray] = []
         self._first_seed = np.zeros(self.num_envs, np.int64)
         self._seedings = np.zeros(self.num_envs, np.int64)
@@ -45,7 +46,7 @@ class CallerResetAtari(VectorWrapper):
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Resets the masked (default: all) games; ``seed`` has one entry per game and resets all."""
+        """Resets the masked games (default: all). With ``seed``, an int or one int per game, resets and seeds all."""
         mask = (options or {}).get("reset_mask")
         if seed is None and not self._frames.size:
             seed = int(np.random.default_rng().integers(2**31 - self.num_envs))
@@ -57,35 +58,33 @@ class CallerResetAtari(VectorWrapper):
             self._frames, _ = self.ale.reset(seed=self._first_seed)
             self._restarted = np.zeros(self.num_envs, np.bool_)
             return self._frames.copy(), {}
-        chosen = np.ones(self.num_envs, np.bool_) if mask is None else mask
-        running = chosen if mask is None else mask & ~self._restarted
+        selected = np.ones(self.num_envs, np.bool_) if mask is None else mask
+        running = selected if mask is None else mask & ~self._restarted
         if running.any():
-            self._record.append(np.where(running, _RESET, _NOTHING))
+            self._record.append(np.where(running, _RESET, _SKIPPED))
             self._frames, _ = self.ale.reset(options={"reset_mask": running})
-        old = chosen & ~running & (len(self._record) - self._first_row >= self.RESEED_STEPS)
+        old = selected & ~running & (len(self._record) - self._first_row >= self.RESEED_STEPS)
         if old.any():
             self._reseed(old)
-        self._restarted = self._restarted & ~chosen
-        # A copy: the caller may write into what it got.
+        self._restarted = self._restarted & ~selected
+        # A copy: writes of the caller must not reach the frames kept here.
         return self._frames.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if self._restarted.any():
-            raise ValueError(
-                f"step must follow a reset of the finished games {self._restarted.nonzero()[0].tolist()}, got an "
-                "action for them."
-            )
+            finished = self._restarted.nonzero()[0].tolist()
+            raise ValueError(f"games {finished} must be reset before the next step, got an action for them.")
         self._record.append(np.array(actions, np.int64))
         frames, reward, terminated, truncated, info = self.ale.step(actions)
         done = terminated | truncated
         self._frames, self._restarted = frames, done
         if done.any():
-            # final_obs is meaningful in the finished rows only.
+            # final_obs is only defined for the finished games.
             frames = np.where(done[:, None, None, None], info["final_obs"], frames)
         return frames, reward, terminated, truncated, {}
 
     def snapshot(self) -> dict[str, Any]:
-        """The seeds, all rows of the record since the oldest of them, and the frames they led to, as a check."""
+        """The seeds, the record since the oldest of them, and the current frames, which :meth:`restore` compares."""
         oldest = int(self._first_row.min())
         record = self._record[oldest:]
         return {
@@ -97,7 +96,7 @@ class CallerResetAtari(VectorWrapper):
         }
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Plays every game again from its seed; False if the frames differ."""
+        """Replays every game from its last seed; False if the resulting frames differ."""
         self._record = [] if snapshot["record"] is None else list(snapshot["record"])
         self._first_seed, self._seedings = snapshot["first_seed"].copy(), snapshot["seedings"].copy()
         self._first_row = snapshot["first_row"].copy()
@@ -108,7 +107,7 @@ class CallerResetAtari(VectorWrapper):
                 self._frames, _ = self.ale.reset(seed=seeds[seeded], options={"reset_mask": seeded})
             if row is None:
                 break
-            # Games that are seeded later are stepped along, whatever they show.
+            # Games with a later seed are stepped as well: seeding discards these steps.
             if (row >= 0).all():
                 self._frames, *_ = self.ale.step(row)
             else:
@@ -117,7 +116,7 @@ class CallerResetAtari(VectorWrapper):
         return bool(np.array_equal(self._frames, snapshot["frames"]))
 
     def _seeds(self) -> np.ndarray:
-        """By game the first seed, or one drawn from it and the number of those before."""
+        """The current seed of each game: its first one, or one drawn from it and the number of reseedings."""
         pairs = zip(self._first_seed.tolist(), self._seedings.tolist(), strict=True)
         drawn = [int(np.random.SeedSequence(pair).generate_state(1)[0]) >> 1 for pair in pairs]  # 31 bits
         return np.where(self._seedings == 0, self._first_seed, drawn)
@@ -169,7 +168,7 @@ def atari_vector_env(
 
 
 def atari_action_names(game: str, *, minimal_actions: bool = True) -> tuple[str, ...]:
-    """What each action of a game does: ``("noop", "fire", "right", ...)``."""
+    """Names of the actions of a game: ``("noop", "fire", "right", ...)``."""
     import ale_py
     from ale_py.roms import get_rom_path
 

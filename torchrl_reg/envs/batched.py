@@ -1,8 +1,7 @@
-"""Environments whose copies step in one call, and gymnasium's CartPole, Acrobot, Pendulum and MountainCar as such.
+"""Environments whose copies step in one call, among them CartPole, Acrobot, Pendulum and MountainCar of gymnasium.
 
-The equations are gymnasium's, operation by operation, so that every number equals the single environments' to the last
-bit: the C library's functions where they call it, float32 where they use it. gymnasium has a vector version only of
-CartPole, which restarts its episodes itself and draws them all from one generator.
+The operations are those of gymnasium's single environments, in the same order and precision, so results are equal bit
+for bit. gymnasium vectorizes only CartPole, with automatic resets and one generator for all copies.
 
 Shapes: ``N`` copies.
 """
@@ -30,18 +29,19 @@ from gymnasium.vector.utils import batch_space
 
 
 class BatchedEnv(VectorEnv):
-    """``N`` copies of an environment with arrays for state, equal number by number to a ``SyncVectorEnv`` of singles.
+    """``N`` copies of an environment, their state in arrays, with the same results as a ``SyncVectorEnv``, bit for bit.
 
-    Copy ``i`` draws from a generator of its own, as a single environment does: ``reset(seed=s)`` seeds it with ``s +
-    i``, a list gives each its seed, later resets go on with it. An episode is *truncated* after ``max_episode_frames``
-    steps, as by gymnasium's ``TimeLimit``. Finished copies are left to the caller (``AutoresetMode.DISABLED``):
-    ``reset(options={"reset_mask": mask})`` starts the next episodes of those in ``mask`` (bool ``[N]``).
+    Each copy has its own generator: ``reset(seed=s)`` seeds copy ``i`` with ``s + i``, a list gives one seed per copy,
+    and later resets continue the generators. An episode is *truncated* after ``max_episode_frames`` steps, as by
+    gymnasium's ``TimeLimit``. Resets are left to the caller (``AutoresetMode.DISABLED``):
+    ``reset(options={"reset_mask": mask})`` starts a new episode in the copies in ``mask`` (bool ``[N]``).
 
-    :meth:`snapshot` and :meth:`restore` give and take all that the future depends on, generators included. Arrays
-    returned by :meth:`step` and :meth:`reset` are never written to again.
+    :meth:`snapshot` and :meth:`restore` save and load the complete state, generators included. Arrays returned by
+    :meth:`step` and :meth:`reset` are never modified afterwards.
 
-    A subclass says how copy ``i`` begins an episode (:meth:`_begin`) and how all copies advance (:meth:`_advance`). It
-    names the arrays of its state in ``arrays``; what else it holds is in :meth:`_held` and :meth:`_hold`.
+    Subclasses implement :meth:`_begin` (one copy starts an episode) and :meth:`_advance` (all copies take a step), and
+    list the arrays of their state in ``arrays``; other state goes through :meth:`_extra_state` and
+    :meth:`_set_extra_state`.
 
     Args:
         num_envs: number of copies N.
@@ -49,7 +49,7 @@ class BatchedEnv(VectorEnv):
         max_episode_frames: steps after which an episode is truncated.
     """
 
-    #: Attributes, without their underscore, that are arrays over all copies and change from step to step.
+    #: Names, without the underscore, of the attributes that hold the state of all copies.
     arrays: tuple[str, ...] = ("observation", "elapsed", "ended", "seeded")
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}
@@ -77,7 +77,7 @@ class BatchedEnv(VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Starts an episode in the masked (default: all) copies; returns the observations ``[N, ...]`` of all."""
+        """Starts an episode in the masked copies (default: all); returns observations ``[N, ...]`` of all copies."""
         mask = (options or {}).get("reset_mask")
         rows = range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist()
         seeds = seeds_of(seed, self.num_envs)
@@ -96,13 +96,11 @@ class BatchedEnv(VectorEnv):
         """Observations ``[N, ...]``, rewards (float32), terminated and truncated (bool), each ``[N]``, and ``{}``.
 
         Raises:
-            ValueError: a copy has finished and was not reset.
+            ValueError: a finished copy has not been reset.
         """
-        if np.count_nonzero(self._ended):  # a tenth of the time of any()
-            raise ValueError(
-                f"step must follow a reset of the finished copies {np.flatnonzero(self._ended).tolist()}, got an "
-                "action for them."
-            )
+        if np.count_nonzero(self._ended):  # 10 times as fast as any()
+            finished = np.flatnonzero(self._ended).tolist()
+            raise ValueError(f"copies {finished} must be reset before the next step, got an action for them.")
         observation, reward, terminated = self._advance(actions)
         self._observation = observation
         self._elapsed += 1
@@ -111,14 +109,14 @@ class BatchedEnv(VectorEnv):
         return observation, reward, terminated, truncated, {}
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the future depends on, see :class:`~torchrl_reg.envs.Restorable`."""
-        return {name: getattr(self, f"_{name}").copy() for name in self.arrays} | {"copies": self._held()}
+        """The complete state, see :class:`~torchrl_reg.envs.Restorable`."""
+        return {name: getattr(self, f"_{name}").copy() for name in self.arrays} | {"copies": self._extra_state()}
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Continues from where :meth:`snapshot` was taken.
+        """Loads the state of a :meth:`snapshot`.
 
         Raises:
-            ValueError: it is that of another number of copies.
+            ValueError: a snapshot of another number of copies.
         """
         if len(snapshot["elapsed"]) != self.num_envs:
             raise ValueError(
@@ -126,36 +124,36 @@ class BatchedEnv(VectorEnv):
             )
         for name in self.arrays:
             setattr(self, f"_{name}", snapshot[name].copy())
-        self._hold(snapshot["copies"])
+        self._set_extra_state(snapshot["copies"])
         return True
 
     def _seed(self, i: int, seed: int | None) -> None:
-        """Gives copy ``i`` a fresh generator: a function of ``seed``, or unpredictable for None."""
+        """Gives copy ``i`` a new generator, seeded with ``seed`` or, for None, from the operating system."""
         self._generators[i], _ = seeding.np_random(seed)
 
     @abstractmethod
     def _begin(self, i: int) -> np.ndarray:
-        """Puts copy ``i`` at the start of an episode and returns its first observation."""
+        """Starts an episode in copy ``i`` and returns its first observation."""
 
     @abstractmethod
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Observations (a fresh array), float32 rewards ``[N]`` and which copies terminated, bool ``[N]``."""
+        """Observations (a new array), float32 rewards ``[N]`` and bool ``terminated [N]`` after ``actions``."""
 
-    def _held(self) -> dict[str, Any]:
-        """All of a :meth:`snapshot` but the arrays: plain data that later steps leave alone."""
+    def _extra_state(self) -> dict[str, Any]:
+        """The state that is not in ``arrays``, as plain data that later steps do not modify."""
         return {"generators": [generator.bit_generator.state for generator in self._generators]}
 
-    def _hold(self, held: dict[str, Any]) -> None:
-        """Takes back what :meth:`_held` gave."""
-        for generator, state in zip(self._generators, held["generators"], strict=True):
-            generator.bit_generator.state = state
+    def _set_extra_state(self, state: dict[str, Any]) -> None:
+        """Loads the state that :meth:`_extra_state` returned."""
+        for generator, generator_state in zip(self._generators, state["generators"], strict=True):
+            generator.bit_generator.state = generator_state
 
 
 def seeds_of(seed: int | Sequence[int | None] | None, num_envs: int) -> Sequence[int | None]:
-    """The seed of each copy: consecutive ones from an int on, as gymnasium's vector environments take it.
+    """The seed of each copy: ``seed``, ``seed + 1``, ... for an int, as in gymnasium's vector environments.
 
     Raises:
-        ValueError: another number of seeds.
+        ValueError: a sequence of another length than ``num_envs``.
     """
     seeds = [None] * num_envs if seed is None else seed
     seeds = range(int(seeds), int(seeds) + num_envs) if isinstance(seeds, int | np.integer) else seeds
@@ -179,16 +177,16 @@ class ControlEnv(BatchedEnv):
 
     @staticmethod
     def joined(members: Sequence[ControlEnv]) -> ControlEnv:
-        """One environment of the copies of ``members``, alike, which stay as they are until :meth:`part`."""
+        """One environment with the copies of all ``members`` (of one class); :meth:`part` writes their states back."""
         joint = copy(members[0])
         joint.num_envs = sum(member.num_envs for member in members)
         joint._generators = sum((member._generators for member in members), [])
-        for name in (f"_{name}" for name in joint.arrays):  # copies are the state's last dimension, others' first
+        for name in (f"_{name}" for name in joint.arrays):  # copies: last dimension of the state, first of the others
             setattr(joint, name, np.concatenate([getattr(m, name) for m in members], -(name == "_state")))
         return joint
 
     def part(self, members: Sequence[ControlEnv]) -> None:
-        """Hands each of the ``members`` that were :meth:`joined` its copies as they are now."""
+        """Writes the current state of the copies back to the ``members`` that were :meth:`joined`."""
         start = 0
         for member in members:
             rows = slice(start, start := start + member.num_envs)
@@ -235,11 +233,11 @@ class Acrobot(ControlEnv):
     """Acrobot-v1; the state is ``(theta1, theta2, their velocities)``."""
 
     single, size = AcrobotEnv, 4
-    _most = np.array([[AcrobotEnv.MAX_VEL_1], [AcrobotEnv.MAX_VEL_2]])
+    _max_velocities = np.array([[AcrobotEnv.MAX_VEL_1], [AcrobotEnv.MAX_VEL_2]])
     _torques = np.array(AcrobotEnv.AVAIL_TORQUE)
 
     def _begin(self, i: int) -> np.ndarray:
-        # In float32 until the first step, as the single.
+        # The single environment is in float32 until its first step.
         start = self._generators[i].uniform(-0.1, 0.1, 4).astype(np.float32)
         self._state[:, i] = start
         return _acrobot_observation(start)
@@ -257,7 +255,7 @@ class Acrobot(ControlEnv):
             angles[above] -= 2 * np.pi
         while (below := angles < -np.pi).any():
             angles[below] += 2 * np.pi
-        state[2:] = np.clip(state[2:], -self._most, self._most)
+        state[2:] = np.clip(state[2:], -self._max_velocities, self._max_velocities)
         self._state = state
         terminated = -np.cos(state[0]) - np.cos(state[1] + state[0]) > 1.0
         return _acrobot_observation(state), np.where(terminated, np.float32(0), np.float32(-1)), terminated
@@ -290,7 +288,7 @@ def _acrobot_derivative(state: np.ndarray, torque: np.ndarray) -> np.ndarray:
 
 
 def _power_2(x: np.ndarray) -> np.ndarray:
-    """``x ** 2`` as of float64 scalars: by the C library's pow, whose last bit may differ from that of ``x * x``."""
+    """``x ** 2`` by the C library's pow, as for float64 scalars: the last bit may differ from that of ``x * x``."""
     return np.float_power(x, 2.0)
 
 
@@ -300,8 +298,9 @@ class MountainCar(ControlEnv):
     single, size = MountainCarEnv, 2
 
     def _begin(self, i: int) -> np.ndarray:
-        self._state[:, i] = self._generators[i].uniform(-0.6, -0.4), 0.0
-        return self._state[:, i]
+        start = np.array([self._generators[i].uniform(-0.6, -0.4), 0.0])
+        self._state[:, i] = start
+        return start
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         c = self._constants
@@ -330,12 +329,12 @@ class Pendulum(ControlEnv):
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         angle, velocity = self._state
         torque = np.clip(actions, -2.0, 2.0)[:, 0]
-        effort = np.array([value**2 for value in torque])  # of float32 scalars, see _power_2
-        bent = (angle + np.pi) % (2 * np.pi) - np.pi
-        costs = _power_2(bent) + 0.1 * _power_2(velocity) + 0.001 * effort
-        faster = velocity + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05
-        faster = np.clip(faster, -8, 8)
-        self._state = np.stack((angle + faster * 0.05, faster))
+        effort = np.array([value**2 for value in torque])  # float32 scalars as in gymnasium, see _power_2
+        wrapped = (angle + np.pi) % (2 * np.pi) - np.pi
+        costs = _power_2(wrapped) + 0.1 * _power_2(velocity) + 0.001 * effort
+        velocity = velocity + (15.0 * np.sin(angle) + 3.0 * torque) * 0.05
+        velocity = np.clip(velocity, -8, 8)
+        self._state = np.stack((angle + velocity * 0.05, velocity))
         return _pendulum_observation(self._state), -costs.astype(np.float32), np.zeros(self.num_envs, np.bool_)
 
 
@@ -344,11 +343,11 @@ def _pendulum_observation(state: np.ndarray) -> np.ndarray:
     return np.stack((np.cos(angle), np.sin(angle), velocity), -1).astype(np.float32)
 
 
-class Singles(BatchedEnv):
-    """``N`` environments of gymnasium's classic control stepped one after the other: the fastest way for a few.
+class SequentialEnv(BatchedEnv):
+    """``N`` environments of gymnasium's classic control, stepped one after the other: fastest for small ``N``.
 
     Args:
-        build: makes a single environment.
+        build: returns a single environment.
     """
 
     def __init__(self, build: Callable[[], gymnasium.Env], num_envs: int, *, max_episode_frames: int) -> None:
@@ -363,32 +362,33 @@ class Singles(BatchedEnv):
         self.envs[i].np_random = self._generators[i]
 
     def _begin(self, i: int) -> np.ndarray:
-        return self.envs[i].reset()[0]
+        observation: np.ndarray = self.envs[i].reset()[0]
+        return observation
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         stepped = [env.step(action) for env, action in zip(self.envs, actions, strict=True)]
         observation, reward, terminated, _, _ = zip(*stepped, strict=True)
         return np.array(observation), np.array(reward, np.float32), np.array(terminated, np.bool_)
 
-    def _held(self) -> dict[str, Any]:
-        return {"states": [copy(env.state) for env in self.envs]} | super()._held()
+    def _extra_state(self) -> dict[str, Any]:
+        return {"states": [copy(env.state) for env in self.envs]} | super()._extra_state()
 
-    def _hold(self, held: dict[str, Any]) -> None:
-        for env, state in zip(self.envs, held["states"], strict=True):
-            env.reset()  # CartPole remembers an end
-            env.state = copy(state)
-        super()._hold(held)
+    def _set_extra_state(self, state: dict[str, Any]) -> None:
+        for env, env_state in zip(self.envs, state["states"], strict=True):
+            env.reset()  # clears CartPole's counter of steps beyond the end
+            env.state = copy(env_state)
+        super()._set_extra_state(state)
 
 
 def control_vector_env(name: str, num_envs: int, *, max_episode_frames: int) -> BatchedEnv:
-    """``num_envs`` copies of one of ``TASKS``: few are stepped one by one, many together; the numbers are the same."""
-    single, batched, least = TASKS[name]
-    if batched is None or num_envs < least:
-        return Singles(single, num_envs, max_episode_frames=max_episode_frames)
+    """``num_envs`` copies of one of ``TASKS``, by the faster of two classes with equal results."""
+    single, batched, min_envs = TASKS[name]
+    if batched is None or num_envs < min_envs:
+        return SequentialEnv(single, num_envs, max_episode_frames=max_episode_frames)
     return batched(num_envs, max_episode_frames=max_episode_frames)
 
 
-#: The single environment, the batched one if any, and from how many copies on that is faster.
+#: The single environment, the batched one if there is one, and the number of copies from which on it is faster.
 TASKS: dict[str, tuple[Callable[[], gymnasium.Env], Callable[..., BatchedEnv] | None, int]] = {
     "cartpole": (CartPoleEnv, CartPole, 3),
     "acrobot": (AcrobotEnv, Acrobot, 5),

@@ -1,4 +1,4 @@
-"""Tables as environments, and grid worlds with goals."""
+"""Tabular MDPs and gridworlds as environments."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class TabularEnv(TensorEnv):
     also ``reward``, ``done``, ``terminated`` and ``truncated``, each ``[N, 1]``. The reward is the MDP's expected
     ``r(s, a)``.
 
-    Reaching a terminal state *terminates* the episode, ``max_episode_frames`` *truncates* it (both, where they
-    coincide), and the next one starts in a state drawn from ``start``. ``state`` and ``steps`` are read from the
-    tensordict that is stepped, so a step can be taken from any state; the environment itself holds nothing but its
-    random generator. ``set_seed`` restarts that: what follows is a function of the seed and ``N``, on any device.
+    Reaching a terminal state *terminates* the episode, ``max_episode_frames`` *truncates* it (possibly both at once),
+    and the next one starts in a state drawn from ``start``. ``state`` and ``steps`` are read from the tensordict that
+    is stepped, so a step can be taken from any state; the only state of the environment itself is its random
+    generator. After ``set_seed`` all draws are a function of the seed and ``N``, on any device.
 
     Args:
         mdp: the MDP; its discount factor is not used.
         num_envs: number of sub-environments N.
         max_episode_frames: steps after which an episode is truncated.
-        start: probability of each first state ``[S]``; None is uniform over the states that are not terminal.
+        start: distribution of the first state ``[S]``; None is uniform over the non-terminal states.
         device: where the tensors live and the steps are computed.
 
     Raises:
-        ValueError: ``num_envs`` or ``max_episode_frames`` below 1, or ``start`` is no distribution over the states that
-            are not terminal.
+        ValueError: ``num_envs`` or ``max_episode_frames`` below 1, or ``start`` is not a distribution over the
+            non-terminal states.
 
     Example:
         >>> from torchrl_reg.tabular import chain
@@ -61,7 +61,7 @@ class TabularEnv(TensorEnv):
         observation["state"] = Categorical(mdp.num_states)
         action = Categorical(mdp.num_actions)
         super().__init__(num_envs, observation, action, max_episode_frames=max_episode_frames, device=device)
-        # Buffers, so that they move with the environment, but no part of its state.
+        # Buffers, so that they move with the environment; not persistent, because they are constants.
         self._start: Tensor
         self._transition: Tensor
         self._reward: Tensor
@@ -78,20 +78,20 @@ class TabularEnv(TensorEnv):
             self.register_buffer(name, table.to(self.device), persistent=False)
 
     def _widths(self, num_states: int) -> dict[str, int]:
-        """Lengths of the vectors that :meth:`_observed` gives."""
+        """Lengths of the vectors in :meth:`_observation`, by key."""
         return {"observation": num_states}
 
-    def _observed(self, state: Tensor) -> dict[str, Tensor]:
+    def _observation(self, state: Tensor) -> dict[str, Tensor]:
         return {"observation": self._one_hot[state], "state": state}
 
     def _begin(self) -> dict[str, Tensor]:
-        return self._observed(_draw(self._start.expand(*self.batch_size, -1), self._generator))
+        return self._observation(_draw(self._start.expand(*self.batch_size, -1), self._generator))
 
     def _advance(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         state, action = tensordict["state"], tensordict["action"]
         next_state = _draw(self._transition[state, action], self._generator)
         reward, terminated = self._reward[state, action], self._terminal[next_state]
-        return self._observed(next_state), reward.unsqueeze(-1), terminated.unsqueeze(-1)
+        return self._observation(next_state), reward.unsqueeze(-1), terminated.unsqueeze(-1)
 
 
 def _start_distribution(mdp: TabularMDP, start: Tensor | None) -> Tensor:
@@ -113,7 +113,7 @@ def _draw(cumulative: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative.contiguous(), u, right=True).squeeze(-1)
 
 
-#: A room to start in, a passage, and a room of goals (``G``).
+#: A room, a passage, and a room with four goals (``G``).
 TWO_ROOMS = """
 #################
 #...#########.GG#
@@ -124,23 +124,23 @@ TWO_ROOMS = """
 
 
 class GoalGridworldEnv(TabularEnv):
-    """``N`` walks in a gridworld, each episode towards one of ``goals``, drawn uniformly.
+    """``N`` walks in a gridworld; the goal of each episode is drawn uniformly from ``goals``.
 
-    What an agent needs is in ``observation`` (the one-hot cell, then the one-hot goal: float32 ``[N, C + G]``);
-    ``cell`` (``[N, C]``) and ``goal`` (``[N, G]``) are its parts, for a prior that should see only one. Otherwise
-    as :class:`TabularEnv`, whose ``state`` is ``goal * C + cell``: -1 a step, 9 on entering the goal, which terminates.
+    ``observation`` is the one-hot cell followed by the one-hot goal, float32 ``[N, C + G]``; ``cell`` (``[N, C]``) and
+    ``goal`` (``[N, G]``) are its parts, for priors conditioned on one of them. Every step gives -1; entering the goal
+    gives 9 and terminates. The rest is as in :class:`TabularEnv`, with ``state = goal * C + cell``.
 
     Args:
         num_envs: number of sub-environments N.
-        layout: as for :func:`~torchrl_reg.tabular.gridworld`; its ``G`` are the cells that may be the goal.
-        goals: which of them are, as indices in reading order; None is all. G counts all, so that observations of
-            different ``goals`` fit one network.
-        starts: columns ``(first, last)`` that an episode starts in; None is anywhere but in the goal.
+        layout: as for :func:`~torchrl_reg.tabular.gridworld`; its ``G`` marks are the possible goals.
+        goals: indices of the goals in use, in reading order; None is all. The one-hot goal always has one entry per
+            mark, so that one network fits environments with different ``goals``.
+        starts: columns ``(first, last)`` in which episodes start; None is all. Episodes never start in the goal.
         max_episode_frames: steps after which an episode is truncated.
         device: where the tensors live.
 
     Raises:
-        ValueError: a goal that the layout does not have.
+        ValueError: a goal that is not in the layout, or no free cell in ``starts``.
 
     Example:
         >>> env = GoalGridworldEnv(4, goals=[0, 1], max_episode_frames=10)
@@ -162,16 +162,16 @@ class GoalGridworldEnv(TabularEnv):
         text = "\n".join(layout.split())
         free = text.replace("G", ".")
         worlds = [gridworld(free[:i] + "G" + free[i + 1 :], gamma=0.0) for i, mark in enumerate(text) if mark == "G"]
-        chosen = list(range(len(worlds))) if goals is None else list(goals)
+        selected = list(range(len(worlds))) if goals is None else list(goals)
         if not worlds:
             raise ValueError("layout must have at least one G, got none.")
-        if not chosen or not set(chosen) <= set(range(len(worlds))):
-            raise ValueError(f"goals must be some of 0 to {len(worlds) - 1}, got {chosen}.")
+        if not selected or not set(selected) <= set(range(len(worlds))):
+            raise ValueError(f"goals must be some of 0 to {len(worlds) - 1}, got {selected}.")
         self.num_cells, self.num_goals = len(cells), len(worlds)
         first, last = (0, len(text)) if starts is None else starts
         inside = torch.tensor([first <= column <= last for _, column in cells])
         start = torch.zeros(len(worlds), len(cells), dtype=torch.float64)
-        for goal in chosen:
+        for goal in selected:
             start[goal] = (inside & ~worlds[goal].terminal).double()
         if not start.any():
             raise ValueError(f"starts must be columns with a free cell in the layout, got {starts}.")
@@ -188,7 +188,7 @@ class GoalGridworldEnv(TabularEnv):
     def _widths(self, num_states: int) -> dict[str, int]:
         return {"observation": self.num_cells + self.num_goals, "cell": self.num_cells, "goal": self.num_goals}
 
-    def _observed(self, state: Tensor) -> dict[str, Tensor]:
+    def _observation(self, state: Tensor) -> dict[str, Tensor]:
         cell = self._one_hot[state % self.num_cells, : self.num_cells]
         goal = self._one_hot[state // self.num_cells, : self.num_goals]
         return {"observation": torch.cat((cell, goal), -1), "cell": cell, "goal": goal, "state": state}
@@ -199,10 +199,10 @@ def gridworld_env(
 ) -> TabularEnv:
     """``num_envs`` walks in the gridworld ``game``: one of :data:`torchrl_reg.tabular.MIRL_WORLDS`, or ``"goals"``.
 
-    Every step gives -1, entering the goal 9 and ends the episode; the next one starts in a random free cell.
+    Every step gives -1; entering the goal gives 9 and terminates. The next episode starts in a random free cell.
 
-    Source: Grau-Moya et al. 2019 (MIRL): rewards, restart at a random location. The episode that ends at the goal
-    (terminal, so nothing is bootstrapped there) is our reading of "restart"; the time limit is ours.
+    Source: Grau-Moya et al. 2019 (MIRL): rewards, restart at a random location. Treating the goal as terminal (no
+    bootstrap) is our reading of "restart"; the time limit is ours.
 
     Raises:
         ValueError: unknown game.

@@ -1,10 +1,9 @@
-"""MinAtar, batched, and pictures of it."""
+"""MinAtar, batched."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -24,17 +23,17 @@ _SHOT_COOL_DOWN, _MOVE_INTERVAL, _SHOT_INTERVAL = 5, 12, 10
 
 
 class SpaceInvaders:
-    """One game, equal step by step to ``minatar.environments.space_invaders.Env``.
+    """Space Invaders on bit masks, equal step by step to ``minatar.environments.space_invaders.Env`` and faster.
 
-    It has the attributes that MinAtar expects.
+    It has the attributes that MinAtar's ``Environment`` expects of a game.
 
     Args:
-        ramping: each wave of aliens is faster than the one before, down to 6 steps a move.
+        ramping: each wave of aliens moves faster than the one before, until a move takes 6 steps.
     """
 
     def __init__(self, ramping: bool = True) -> None:
         self.ramping = ramping
-        self.random = np.random.RandomState()  # MinAtar seeds it; the game draws nothing
+        self.random = np.random.RandomState()  # seeded by MinAtar; the game itself is deterministic
         self.reset()
 
     def reset(self) -> None:
@@ -51,7 +50,7 @@ class SpaceInvaders:
         self.terminal = False
 
     def act(self, action: int) -> tuple[int, bool]:
-        """Plays ``action`` (1 left, 3 right, 5 fire); the reward, aliens shot, and whether the cannon is lost."""
+        """Plays ``action`` (1 left, 3 right, 5 fire); returns the reward (aliens shot) and the terminal flag."""
         if self.terminal:
             return 0, True
         if action == 5 and self.shot_timer == 0:
@@ -89,8 +88,8 @@ class SpaceInvaders:
 
     def _move_aliens(self, cannon: int) -> None:
         self.alien_move_timer = min(self.aliens.bit_count(), self.enemy_move_interval)
-        ahead = _COLUMNS[0] if self.alien_dir < 0 else _COLUMNS[9]
-        if self.aliens & ahead:
+        edge = _COLUMNS[0] if self.alien_dir < 0 else _COLUMNS[9]
+        if self.aliens & edge:
             self.alien_dir = -self.alien_dir
             bottom = self.aliens >> 9 * _ROW
             if bottom:
@@ -113,18 +112,18 @@ class SpaceInvaders:
 
 
 GAMES = tuple(DRAWINGS)
-# What a game holds that never changes, or is saved apart.
+# Attributes of a game that are constant, or saved separately.
 _CONSTANTS = ("channels", "action_map", "random")
 
 
 class MinAtar(BatchedEnv):
-    """``N`` copies of one MinAtar game: observations uint8 ``[N, C, 10, 10]`` of zeros and ones, rewards in points.
+    """``N`` copies of one MinAtar game: binary observations ``[N, C, 10, 10]`` (uint8), rewards in points.
 
-    Every draw of a copy (sticky actions, spawns, later resets) is a function of its seed, and that of the package's
-    ``Environment`` after ``seed(seed)`` with ``last_action = 0``.
+    All draws of a copy (sticky actions, spawns, later resets) are determined by its seed, and equal those of the
+    package's ``Environment`` after ``seed(seed)`` with ``last_action = 0``.
 
     Attributes:
-        actions: of each action here its number in MinAtar.
+        actions: MinAtar's number of each action.
 
     Raises:
         ValueError: unknown game, or MinAtar is not installed.
@@ -150,7 +149,7 @@ class MinAtar(BatchedEnv):
             for copy in self._games:
                 copy.env = SpaceInvaders(ramping=difficulty_ramping)
         first = self._games[0]
-        self._draw: Callable[[Any, bytearray, int], None] = DRAWINGS[game]
+        self._draw = DRAWINGS[game]
         self.actions = first.minimal_action_set() if minimal_actions else list(range(first.num_actions()))
         shape = (first.n_channels, 10, 10)
         observations = gymnasium.spaces.Box(0, 1, shape, np.uint8)
@@ -159,19 +158,20 @@ class MinAtar(BatchedEnv):
     def _seed(self, i: int, seed: int | None) -> None:
         copy = self._games[i]
         copy.seed(int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed)
-        # The action a first sticky step would repeat survives the package's own reset.
+        # The package's reset does not clear the action that a sticky first step repeats.
         copy.last_action = 0
 
     def _begin(self, i: int) -> np.ndarray:
         self._games[i].reset()
-        return self._drawn(self._games[i : i + 1])[0]
+        board: np.ndarray = self._draw_boards(self._games[i : i + 1])[0]
+        return board
 
     def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         played = [copy.act(self.actions[action]) for copy, action in zip(self._games, actions.tolist(), strict=True)]
         reward, terminated = zip(*played, strict=True)
-        return self._drawn(self._games), np.array(reward, np.float32), np.array(terminated, np.bool_)
+        return self._draw_boards(self._games), np.array(reward, np.float32), np.array(terminated, np.bool_)
 
-    def _drawn(self, games: list[Any]) -> np.ndarray:
+    def _draw_boards(self, games: list[Any]) -> np.ndarray:
         shape = self.single_observation_space.shape
         assert shape is not None
         cells = 100 * shape[0]
@@ -180,7 +180,7 @@ class MinAtar(BatchedEnv):
             self._draw(copy.env, picture, start)
         return np.frombuffer(picture, np.uint8).reshape(len(games), *shape)
 
-    def _held(self) -> dict[str, Any]:
+    def _extra_state(self) -> dict[str, Any]:
         games = [{k: v for k, v in vars(copy.env).items() if k not in _CONSTANTS} for copy in self._games]
         return {
             "games": json.dumps(games, default=lambda value: value.tolist()),
@@ -188,12 +188,12 @@ class MinAtar(BatchedEnv):
             "generators": [copy.random.get_state(legacy=False) for copy in self._games],
         }
 
-    def _hold(self, held: dict[str, Any]) -> None:
+    def _set_extra_state(self, state: dict[str, Any]) -> None:
         for copy, last_action, generator, game in zip(
-            self._games, held["last_actions"], held["generators"], json.loads(held["games"]), strict=True
+            self._games, state["last_actions"], state["generators"], json.loads(state["games"]), strict=True
         ):
             if copy.env.random is not copy.random:
-                copy.seed(0)  # until it is seeded, the package's wrapper and its game draw from different generators
+                copy.seed(0)  # until then, the package's wrapper and its game draw from different generators
             copy.random.set_state(generator)
             copy.last_action = last_action
             for name, value in game.items():
@@ -202,8 +202,7 @@ class MinAtar(BatchedEnv):
 
 
 def _minatar_environment() -> type:
-    # Where seaborn is absent the package logs, at import, that it cannot draw, and so installs a
-    # handler on the root logger.
+    # Without seaborn, importing the package logs a warning and thereby installs a handler on the root logger.
     disabled, handlers = logging.root.manager.disable, list(logging.root.handlers)
     logging.disable(logging.WARNING)
     try:
@@ -212,4 +211,5 @@ def _minatar_environment() -> type:
     finally:
         logging.disable(disabled)
         logging.root.handlers[:] = handlers
-    return Environment
+    environment: type = Environment
+    return environment

@@ -1,7 +1,7 @@
-"""What MinAtar's games show, drawn byte by byte, in an eighth of the time that the package's numpy boards take.
+"""Observations of MinAtar's games written byte by byte, 8 times as fast as the package's numpy boards.
 
-``draw(game, picture, start)`` writes ones into ``picture`` (zeros before) from ``start`` on: channel ``c``, row ``y``,
-column ``x`` is byte ``start + 100 c + 10 y + x``. Channels are in the package's order.
+``draw(game, picture, start)`` sets bytes of the zeroed ``picture`` to one: channel ``c``, row ``y``, column ``x`` is
+byte ``start + 100 c + 10 y + x``. Channels are in the package's order.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _seaquest(game: Any, picture: bytearray, start: int) -> None:
             _trail(picture, start + 300 + 10 * y, x, rightwards)
     oxygen = max(0, game.oxygen) * 10 // 200
     picture[start + 790 : start + 790 + oxygen] = _ONES[:oxygen]
-    # One less than none after surfacing with six.
+    # The game sets the count to -1 after surfacing with six divers.
     divers = max(0, game.diver_count)
     picture[start + 899 - divers : start + 899] = _ONES[:divers]
 
@@ -70,12 +70,13 @@ def _space_invaders(game: Any, picture: bytearray, start: int) -> None:
 
 
 def _trail(picture: bytearray, row: int, x: int, rightwards: bool) -> None:
-    """The cell behind one at ``x`` that moves, unless it is off the board."""
+    """Marks the cell behind an object that moves from ``x``, unless it is off the board."""
     back = x - 1 if rightwards else x + 1
     if 0 <= back <= 9:
         picture[row + back] = 1
 
 
+#: ``draw`` of each game.
 DRAWINGS: dict[str, Callable[[Any, bytearray, int], None]] = {
     "asterix": _asterix,
     "breakout": _breakout,

@@ -29,10 +29,10 @@ MUJOCO_GAMES = {
 
 
 def mujoco_env(*, game: str, max_episode_frames: int = 1_000) -> gymnasium.Env:
-    """One MuJoCo task, cut at ``max_episode_frames`` steps (reacher is published with 50).
+    """One MuJoCo task, truncated after ``max_episode_frames`` steps (the published limit of reacher is 50).
 
-    A frame is a step of the task (2 to 5 of the simulator). A fall terminates; ``halfcheetah``, ``swimmer`` and
-    ``reacher`` cannot fall.
+    A frame is a step of the task (2 to 5 of the simulator). A fall terminates the episode; ``halfcheetah``,
+    ``swimmer`` and ``reacher`` cannot fall.
 
     Raises:
         ValueError: unknown game, or mujoco is not installed.
@@ -43,10 +43,10 @@ def mujoco_env(*, game: str, max_episode_frames: int = 1_000) -> gymnasium.Env:
 
 
 def float32_env(make: Callable[[], gymnasium.Env], family: str, *, max_episode_frames: int) -> gymnasium.Env:
-    """The environment that ``make`` builds, with float32 observations and this time limit; nothing is ever rendered.
+    """The environment that ``make`` returns, without wrappers, with float32 observations and a time limit.
 
-    MuJoCo's notes on deprecated attributes of gymnasium's model files are dropped: it would print each, once per
-    environment, and append it to a MUJOCO_LOG.TXT where the run was started.
+    MuJoCo's warnings about deprecated attributes in gymnasium's model files are suppressed: each environment would
+    print them and append them to MUJOCO_LOG.TXT in the working directory.
 
     Raises:
         ValueError: mujoco is not installed; the message names ``family``.
@@ -61,7 +61,7 @@ def float32_env(make: Callable[[], gymnasium.Env], family: str, *, max_episode_f
         mujoco.set_mju_user_warning(before)
     space = env.observation_space
     assert isinstance(space, gymnasium.spaces.Box)
-    # The vector environment's buffer takes its dtype from here, so the cast costs no extra copy.
+    # The buffer of the vector environment has the dtype of this space, so the cast costs no extra copy.
     env.observation_space = gymnasium.spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32))
     return TimeLimit(env, max_episode_steps=max_episode_frames)
 
@@ -83,8 +83,8 @@ ADROIT_GAMES = ("door", "hammer", "pen", "relocate")
 class ReachCost(gymnasium.Wrapper):
     """Corrects the sign of the v1 rewards' reach term: ``-0.1 |palm - object|`` instead of ``+0.1``.
 
-    gymnasium-robotics 1.2.1 to 1.4.2 pay the hand for keeping *away* from door handle, hammer and ball, against
-    their own documentation and the original tasks (Gymnasium-Robotics pull request 220); v2 has it right.
+    gymnasium-robotics 1.2.1 to 1.4.2 reward the *distance* from palm to door handle, hammer or ball, contrary to
+    their documentation and the original tasks (Gymnasium-Robotics pull request 220). The v2 rewards are correct.
     """
 
     def __init__(self, env: gymnasium.Env, reach: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -98,13 +98,13 @@ class ReachCost(gymnasium.Wrapper):
 
 
 def adroit_env(*, game: str, max_episode_frames: int = 200) -> gymnasium.Env:
-    """One Adroit task, cut at ``max_episode_frames`` steps; none ever terminates.
+    """One Adroit task, truncated after ``max_episode_frames`` steps; episodes never terminate.
 
     Raises:
         ValueError: unknown game, or mujoco or gymnasium-robotics is not installed.
     """
     check_name("game", game, ADROIT_GAMES)
-    # Its import prints a notice about the reward that ReachCost corrects.
+    # The import prints a notice about the reward that ReachCost corrects.
     with needing("gymnasium-robotics and mujoco", "adroit", extra="adroit"), contextlib.redirect_stderr(io.StringIO()):
         import gymnasium_robotics
     gymnasium.register_envs(gymnasium_robotics)
@@ -116,16 +116,15 @@ def adroit_env(*, game: str, max_episode_frames: int = 200) -> gymnasium.Env:
 
 
 def lunarlander_env(*, max_episode_frames: int = 1_000) -> gymnasium.Env:
-    """One LunarLander-v3, cut at ``max_episode_frames``.
+    """LunarLander-v3, truncated after ``max_episode_frames`` steps.
 
     Raises:
         ValueError: Box2D is not installed.
     """
     with warnings.catch_warnings(), needing("Box2D", "lunarlander", extra="box2d"):
-        # Box2D's SWIG module warns while it is imported, and crashes the interpreter (a segmentation
-        # fault) when a filter turns that warning into an error.
+        # Importing Box2D emits a warning; a filter that makes it an error crashes the interpreter (segmentation fault).
         warnings.filterwarnings("ignore", "builtin type .* has no __module__ attribute", DeprecationWarning)
         import Box2D  # noqa: F401
-    # Only the environment and its time limit: the checking wrappers cost time at every step.
+    # Without gymnasium's checking wrappers, which cost time at every step.
     env = gymnasium.make("LunarLander-v3", disable_env_checker=True).unwrapped
     return TimeLimit(env, max_episode_steps=max_episode_frames)

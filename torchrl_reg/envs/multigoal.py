@@ -1,11 +1,9 @@
-"""A point in the plane with four goals around it: the smallest task whose best policy has several modes.
+"""A point in the plane with four goals around it: a minimal task whose optimal policy is multimodal.
 
 Shapes: ``N`` sub-environments.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -14,9 +12,9 @@ from torchrl.data import Bounded
 
 from torchrl_reg.envs.tensor_env import TensorEnv
 
-#: Where the goals lie ``[4, 2]``.
+#: Positions of the goals ``[4, 2]``.
 GOALS = torch.tensor([[5.0, 0.0], [-5.0, 0.0], [0.0, 5.0], [0.0, -5.0]])
-#: What they are called in ``game``.
+#: Their names in ``game``.
 DIRECTIONS = ("right", "left", "up", "down")
 
 
@@ -24,18 +22,18 @@ class MultiGoalEnv(TensorEnv):
     """``N`` points that move by their action, ``s' = s + a``, within ``[-7, 7]^2``, from near the origin.
 
     Keys: ``observation`` and ``action`` (float32 ``[N, 2]``), ``reward``, ``done`` ... (``[N, 1]``). A step costs ``30
-    |a|^2`` and the squared distance of s' to the nearest goal; within distance 1 of a goal the
-    episode terminates with a reward of 10. All goals are alike, so at the origin four actions are best. It has no state
-    but its random generator: a step can be taken from any ``observation``.
+    |a|^2`` plus the squared distance of s' to the nearest goal; within distance 1 of a goal the episode terminates with
+    a bonus of 10. The goals are symmetric, so at the origin four actions are optimal. Its only state is a random
+    generator: a step can be taken from any ``observation``.
 
     Args:
         num_envs: number of sub-environments N.
         max_episode_frames: steps after which an episode is truncated.
-        game: the goals that there are, names of ``DIRECTIONS`` joined by ``_`` (``"right_up"``); all by default.
+        game: the goals, names of ``DIRECTIONS`` joined by ``_`` (``"right_up"``); all by default.
         device: where the tensors live.
 
     Raises:
-        ValueError: a goal of another name.
+        ValueError: an unknown goal.
 
     Source: Haarnoja et al. 2017 (soft Q-learning), the released ``multigoal`` environment; paths of 30 steps.
 
@@ -45,12 +43,16 @@ class MultiGoalEnv(TensorEnv):
         torch.Size([4, 3, 1])
     """
 
-    def __init__(self, num_envs: int, *, max_episode_frames: int = 30, game: str = "", device: Any = "cpu") -> None:
+    def __init__(
+        self, num_envs: int, *, max_episode_frames: int = 30, game: str = "", device: torch.device | str = "cpu"
+    ) -> None:
         names = game.split("_") if game else DIRECTIONS
         if not set(names) <= set(DIRECTIONS):
             raise ValueError(f"game must join names of {', '.join(DIRECTIONS)} by _, got {game!r}.")
-        place, push = (Bounded(-limit, limit, (2,), dtype=torch.float32) for limit in (7.0, 1.0))
-        super().__init__(num_envs, {"observation": place}, push, max_episode_frames=max_episode_frames, device=device)
+        position, action = (Bounded(-limit, limit, (2,), dtype=torch.float32) for limit in (7.0, 1.0))
+        super().__init__(
+            num_envs, {"observation": position}, action, max_episode_frames=max_episode_frames, device=device
+        )
         self._generator.manual_seed(0)
         self._goals = GOALS[[DIRECTIONS.index(name) for name in names]].to(device)
 

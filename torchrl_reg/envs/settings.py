@@ -1,4 +1,4 @@
-"""What an environment is: one dataclass for all families, checked against the family it names."""
+"""Settings of an environment: one dataclass for all families, checked against the family it names."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Builder = Callable[..., Any]
 
 @dataclass
 class EnvSettings:
-    """Names an environment and what a paper may change in it; ``None`` means the family's default.
+    """The name of an environment and its options; ``None`` is the default of the family.
 
-    A field that does not apply to the family raises unless it holds the value that changes nothing
-    (``frame_skip=1``, ``frame_stack=1``, ``sticky_actions=0``, ``noop_max=0``).
+    A field that does not apply to the family must be None or neutral (``frame_skip=1``, ``frame_stack=1``,
+    ``sticky_actions=0``, ``noop_max=0``).
 
     Not frozen, because Hydra refuses overrides of a frozen schema.
 
@@ -31,26 +31,25 @@ class EnvSettings:
         name: discrete actions: ``"cartpole"``, ``"acrobot"``, ``"mountaincar"``, ``"lunarlander"``, ``"minatar"``,
             ``"atari"`` or ``"gridworld"``; continuous ones: ``"pendulum"``, ``"mountaincar_continuous"``,
             ``"multigoal"``, ``"mujoco"`` or ``"adroit"``; either: ``"gym"``.
-            An environment of your own goes by the name it was registered under, see :func:`register_env`.
+            Or a name passed to :func:`register_env`.
         game: the game of ``"minatar"`` or ``"atari"``, for instance ``"breakout"``, the world of ``"gridworld"``
             (corridor, square, grid, goals) or the task of ``"mujoco"`` (hopper, walker2d, halfcheetah, ant, humanoid,
             swimmer, reacher, inverted_pendulum, inverted_double_pendulum) or ``"adroit"`` (door, hammer, pen,
-            relocate); of ``"multigoal"`` the goals there are (``"right_up"``), all if empty; of ``"gym"`` the id of any
-            gymnasium environment, ``"FrozenLake-v1"``.
+            relocate); for ``"multigoal"`` the goals (``"right_up"``), all if empty; for ``"gym"`` the id of any
+            gymnasium environment, such as ``"FrozenLake-v1"``.
         max_episode_frames: frames after which an episode is *truncated* (cartpole and acrobot 500, lunarlander
             1000, minatar 10 000, atari 108 000, pendulum, mountaincar, adroit and gridworld 200, multigoal 30,
-            mountaincar_continuous 999, mujoco 1000, gym that of the id; MinAtar itself has no limit, and good agents
-            rarely die).
+            mountaincar_continuous 999, mujoco 1000, gym that of the id; MinAtar itself has no limit, and episodes
+            of good agents rarely terminate).
         sticky_actions: probability of repeating the previous action (MinAtar .1 per step, Atari .25
             per emulator frame).
-        frame_skip: emulator frames an action lasts (Atari 4); observations are the maximum of the
-            last two of them.
-        frame_stack: last observations stacked along the channels (Atari 4).
-        noop_max: upper bound of the random number of no-op frames at an episode's start (Atari 0).
-        minimal_actions: only the actions that do something in the game (Atari, MinAtar: True).
+        frame_skip: emulator frames per action (Atari 4); observations are the maximum of the last two.
+        frame_stack: observations stacked along the channels (Atari 4).
+        noop_max: upper bound of the random number of no-op frames at the start of an episode (Atari 0).
+        minimal_actions: only the actions that have an effect in the game (Atari, MinAtar: True).
         difficulty_ramping: enemies speed up with the score (MinAtar: True).
-        kwargs: arguments of the environment itself (gym).
-        import_module: imported first: a module that registers environments, with gymnasium or by :func:`register_env`.
+        kwargs: keyword arguments of the environment's constructor (gym).
+        import_module: module to import first, which registers environments with gymnasium or :func:`register_env`.
     """
 
     name: str
@@ -66,23 +65,24 @@ class EnvSettings:
     import_module: str = ""
 
     def validate(self) -> None:
-        """Resolves the settings in place, so that the environment actually used is recorded; see :func:`resolve`."""
+        """Resolves the settings in place, so that a run records the values in use; see :func:`resolve`."""
         vars(self).update(vars(resolve(self)))
 
 
 @dataclass(frozen=True)
 class Family:
-    """All environments of one name: who builds them, and which settings they have.
+    """The environments of one ``EnvSettings.name``.
 
     Args:
-        build: ``build(num_envs, **options)`` returns a gymnasium ``VectorEnv`` or a TorchRL ``EnvBase``;
-            ``build(**options)`` one ``gymnasium.Env`` unless ``vectorized``.
-        vectorized: which of the two.
-        games: the settings name a game.
+        build: if ``vectorized``, ``build(num_envs, **options)`` returns a gymnasium ``VectorEnv`` or a TorchRL
+            ``EnvBase``; else ``build(**options)`` returns one ``gymnasium.Env``.
+        vectorized: see ``build``.
+        games: the field ``game`` applies.
         defaults: the other fields of :class:`EnvSettings` that apply, with their defaults.
-        needs_game: an empty name is none of its games.
-        takes_kwargs: ``build`` also takes the settings' ``kwargs``.
-        defaults_of: of settings, the defaults that depend on the game; raises an ValueError for a game there is not.
+        needs_game: an empty ``game`` is an error.
+        takes_kwargs: the field ``kwargs`` applies.
+        defaults_of: function from settings to the defaults that depend on the game; raises a ValueError for an unknown
+            game.
     """
 
     build: Builder
@@ -94,28 +94,27 @@ class Family:
     defaults_of: Callable[[EnvSettings], Mapping[str, int]] | None = None
 
     @classmethod
-    def declared_by(cls, build: Builder, *, vectorized: bool = True) -> Family:
-        """The family whose fields and defaults are the arguments of ``build``."""
-        taken = inspect.signature(build).parameters
-        return cls(
-            build, vectorized, "game" in taken, {name: taken[name].default for name in _OPTIONS if name in taken}
-        )
+    def from_signature(cls, build: Builder, *, vectorized: bool = True) -> Family:
+        """A family with the arguments of ``build`` as its fields and defaults."""
+        arguments = inspect.signature(build).parameters
+        defaults = {name: arguments[name].default for name in _OPTIONS if name in arguments}
+        return cls(build, vectorized, "game" in arguments, defaults)
 
     def options(self, resolved: EnvSettings) -> dict[str, Any]:
-        """The fields that apply, as keyword arguments of ``build``."""
+        """Keyword arguments of ``build``: the fields that apply."""
         others = ("game",) * self.games + ("kwargs",) * self.takes_kwargs
         return {name: getattr(resolved, name) for name in (*self.defaults, *others)}
 
 
-#: By name; :mod:`torchrl_reg.envs.vectorized` lists ours, :func:`register_env` adds a user's.
+#: Families by name: those of :mod:`torchrl_reg.envs.vectorized` and of :func:`register_env`.
 FAMILIES: dict[str, Family] = {}
 
 _OPTIONS = tuple(
-    each.name for each in fields(EnvSettings) if each.name not in ("name", "game", "kwargs", "import_module")
+    option.name for option in fields(EnvSettings) if option.name not in ("name", "game", "kwargs", "import_module")
 )
-# The value of a field that leaves any environment as it is.
+# Values that leave any environment unchanged.
 _NEUTRAL = {"sticky_actions": 0.0, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
-_AT_LEAST = {"num_envs": 1, "max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
+_MINIMUM = {"num_envs": 1, "max_episode_frames": 1, "frame_skip": 1, "frame_stack": 1, "noop_max": 0}
 
 
 def register_env(
@@ -127,26 +126,25 @@ def register_env(
     games: bool = False,
     **defaults: bool | int | float,
 ) -> None:
-    """Makes ``EnvSettings(name)``, and so ``env.name=<name>`` of every recipe, build an environment of your own.
+    """Registers an environment under ``EnvSettings(name)``, and ``env.name=<name>`` of every recipe.
 
     Args:
-        name: one that no environment has yet.
-        build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, which is copied. Its
-            options are ``max_episode_frames``, those of ``defaults`` and, with ``games``, ``game``, as the settings
-            have them.
-        max_episode_frames: frames after which an episode is truncated by default; ``build`` must enforce it.
+        name: a new name.
+        build: ``build(**options)`` returns one ``gymnasium.Env`` with raw rewards, once per copy. Its options are the
+            settings' ``max_episode_frames``, those named in ``defaults`` and, with ``games``, ``game``.
+        max_episode_frames: default of the frames after which an episode is truncated; ``build`` must enforce it.
         vectorized: ``build(num_envs, **options)`` returns a TorchRL ``EnvBase`` of batch size ``[num_envs]``, or a
             gymnasium ``VectorEnv`` that leaves resets to its caller (``AutoresetMode.DISABLED``).
-        games: whether the settings must name a game.
+        games: the settings must name a game.
         defaults: the other fields of :class:`EnvSettings` that apply (``frame_skip``, ``sticky_actions``, ...), with
             their defaults.
 
-    A checkpoint stores the seed of an environment's last reset and the actions since; one that is ``vectorized`` gives
-    its state by :class:`Restorable`, or its episodes end at every checkpoint.
+    A checkpoint stores the seed of an environment's last reset and the actions since. A ``vectorized`` environment must
+    be :class:`Restorable`, otherwise its episodes end at every checkpoint.
 
     Raises:
-        ValueError: a name that is taken, a ``build`` that cannot be called with these options, an unknown field or a
-            default out of range.
+        ValueError: a name in use, a ``build`` that cannot be called with these options, an unknown field or a default
+            out of range.
 
     >>> import gymnasium
     >>> def long_pole(max_episode_frames):
@@ -156,7 +154,7 @@ def register_env(
     5000
     """
     if not isinstance(name, str) or not name or name in FAMILIES:
-        raise ValueError(f"name must be one that no environment has yet, got {name!r}.")
+        raise ValueError(f"name must be a new name of an environment, got {name!r}.")
     if not callable(build):
         raise ValueError(f"build must be a function that returns an environment, got {build!r}.")
     options = {"max_episode_frames": max_episode_frames, **defaults}
@@ -168,29 +166,29 @@ def register_env(
 
 
 def _check_signature(build: Builder, first: list[str], options: list[str]) -> None:
-    """Raises an ValueError unless ``build(*first, option=..., ...)`` can be called."""
+    """Raises a ValueError unless ``build(*first, option=..., ...)`` can be called."""
     try:
         signature = inspect.signature(build)
-    except ValueError:  # some written in C have none
+    except ValueError:  # some functions written in C have no signature
         return
     try:
         signature.bind(*first, **dict.fromkeys(options))
     except TypeError:
-        wanted = ", ".join([*first, *(f"{option}=" for option in options)])
-        raise ValueError(f"build must take ({wanted}), got a function of {signature}.") from None
+        expected = ", ".join([*first, *(f"{option}=" for option in options)])
+        raise ValueError(f"build must take ({expected}), got a function of {signature}.") from None
 
 
 def resolve(settings: EnvSettings) -> EnvSettings:
-    """The same settings with every ``None`` that applies replaced by the family's default.
+    """The settings with every ``None`` of a field that applies replaced by the family's default.
 
     Raises:
-        ValueError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to
-            the family, a value of the wrong type or range, or an ``import_module`` that is not found.
+        ValueError: unknown ``name``, missing or superfluous ``game``, a field that does not apply to the family, a
+            value of the wrong type or range, or an ``import_module`` that is not found.
     """
     if not isinstance(settings, EnvSettings):
         raise ValueError(f"settings must be EnvSettings, such as EnvSettings('cartpole'), got {settings!r}.")
     _import(settings.import_module)
-    check_name("name", settings.name, FAMILIES, meant=gym_words(str(settings.name)))
+    check_name("name", settings.name, FAMILIES, suggestion=gym_words(str(settings.name)))
     family = FAMILIES[settings.name]
     _check_game(settings, family)
     _check_kwargs(settings, family)
@@ -208,17 +206,17 @@ def resolve(settings: EnvSettings) -> EnvSettings:
 
 
 def frames_per_step(settings: EnvSettings) -> int:
-    """Environment frames that one step of the built environment consumes: 4 for default Atari."""
+    """Environment frames per step: 4 for Atari by default."""
     return resolve(settings).frame_skip or 1
 
 
 def frame_stack(settings: EnvSettings) -> int:
-    """Images stacked in one observation of the built environment: 4 for default Atari, 1 where none are."""
+    """Images stacked in one observation: 4 for Atari by default, 1 without stacking."""
     return resolve(settings).frame_stack or 1
 
 
 def gym_words(name: str) -> str | None:
-    """What to write for an environment ``name`` that looks like a gymnasium id; None if it does not.
+    """Overrides that select ``name`` if it has the form of a gymnasium id; else None.
 
     >>> gym_words("CartPole-v1")
     'env=gym env.game=CartPole-v1'
@@ -227,39 +225,39 @@ def gym_words(name: str) -> str | None:
 
 
 def check_imported(settings: EnvSettings) -> None:
-    """Raises an ValueError if ``settings``, which a file holds that may be a stranger's, import anything new."""
+    """Raises a ValueError if ``settings`` from an untrusted file would import a module not imported yet."""
     module = settings.import_module
     if module and module not in sys.modules:
         trusted = f"imported already or trusted, by trust=[{module!r}] or --trust {module}"
         raise ValueError(f"import_module of a saved policy must be a module that is {trusted}, got {module!r}.")
 
 
-def check_name(argument: str, got: object, valid: Iterable[str], *, meant: str | None = None) -> None:
-    """Raises an ValueError with all valid names, and what is ``meant`` or the nearest one, unless ``got`` is one."""
+def check_name(argument: str, got: object, valid: Iterable[str], *, suggestion: str | None = None) -> None:
+    """Raises a ValueError with all ``valid`` names and the suggestion, or the nearest name, unless ``got`` is one."""
     names = sorted(valid)
     if got not in names:
-        near = [meant] if meant else list(map(repr, difflib.get_close_matches(str(got).lower(), names, n=1)))
+        near = [suggestion] if suggestion else list(map(repr, difflib.get_close_matches(str(got).lower(), names, n=1)))
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"{argument} must be one of {', '.join(names)}, got {got!r}.{hint}")
 
 
 def check_value(name: str, value: object) -> None:
-    """Raises an ValueError unless ``value`` has the type and range of the setting ``name``."""
-    if name in _AT_LEAST:
-        wanted = f"an int >= {_AT_LEAST[name]}"
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= _AT_LEAST[name]
+    """Raises a ValueError unless ``value`` has the type and range of the setting ``name``."""
+    if name in _MINIMUM:
+        expected = f"an int >= {_MINIMUM[name]}"
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= _MINIMUM[name]
     elif name == "sticky_actions":
-        wanted = "a probability in [0, 1]"
+        expected = "a probability in [0, 1]"
         fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
     else:
-        wanted, fits = "True or False", isinstance(value, bool)
+        expected, fits = "True or False", isinstance(value, bool)
     if not fits:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}.")
+        raise ValueError(f"{name} must be {expected}, got {value!r}.")
 
 
 @contextmanager
 def needing(packages: str, family: str, extra: str) -> Iterator[None]:
-    """Turns a failed import into an ValueError that names the extra to install."""
+    """Turns a failed import into a ValueError that names the extra to install."""
     try:
         yield
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
@@ -285,7 +283,7 @@ def _check_kwargs(settings: EnvSettings, family: Family) -> None:
 
 
 def _import(module: str) -> None:
-    """Imports ``module``, from the working directory too."""
+    """Imports ``module``, also from the working directory."""
     if not isinstance(module, str) or not (module == "" or all(part.isidentifier() for part in module.split("."))):
         raise ValueError(f"import_module must be the name of a module, such as 'my_envs', got {module!r}.")
     if not module or module in sys.modules:
@@ -296,6 +294,6 @@ def _import(module: str) -> None:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # a module that it needs
-        wanted = "a module that is installed, in the working directory or on PYTHONPATH"
-        raise ValueError(f"import_module must be {wanted}, got {module!r}.") from None
+            raise  # an import inside of the module
+        expected = "a module that is installed, in the working directory or on PYTHONPATH"
+        raise ValueError(f"import_module must be {expected}, got {module!r}.") from None

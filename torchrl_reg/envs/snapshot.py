@@ -1,4 +1,4 @@
-"""Environments whose state a checkpoint can hold, and vectors of copies that are restored by replaying their past."""
+"""The protocol of environments with a state to save, and vector environments restored by replaying their actions."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from torchrl_reg.envs.batched import seeds_of
 class Restorable(Protocol):
     """A ``gymnasium.vector.VectorEnv`` or a TorchRL ``EnvBase`` that can be restored to an earlier state.
 
-    A checkpoint calls :meth:`snapshot` after all finished episodes have been reset, stores what it gets, and hands it
-    to :meth:`restore` of an environment built with the same arguments, in another process, which was reset since.
-    What the transforms around a TorchRL environment hold is stored apart: ``state_dict()`` and the tensordict that
-    is carried from step to step (running returns, step counts).
+    A checkpoint stores the result of :meth:`snapshot`, which is called when all finished episodes have been reset.
+    :meth:`restore` is called in another process, on an environment built with the same arguments and reset once. The
+    state of transforms around a TorchRL environment is saved separately: their ``state_dict()`` and the tensordict
+    that is carried from step to step (running returns, step counts).
     """
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that determines the future, random generators included, in plain data.
+        """The complete state, random generators included, as plain data that later steps do not modify.
 
-        Later steps leave it alone. Plain data are numbers, strings, ``None``, NumPy arrays, tensors, and lists, tuples
-        and dicts of them. The state of a NumPy generator is such a dict: ``generator.bit_generator.state``.
+        Plain data are numbers, strings, ``None``, NumPy arrays, tensors, and lists, tuples and dicts of them. The state
+        of a NumPy generator is such a dict: ``generator.bit_generator.state``.
         """
         ...
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Restores a :meth:`snapshot`; False if the future would not be the same, bit for bit."""
+        """Restores a :meth:`snapshot`; False if later steps would not be the same, bit for bit."""
         ...
 
 
 class RecordedVectorEnv(SyncVectorEnv):
-    """Copies of one environment, each restored from what its last reset drew from and the actions since.
+    """Copies of one environment, restored by repeating the last reset of each and replaying the actions since.
 
-    Resets are left to the caller (gymnasium's ``DISABLED`` mode). For environments that are deterministic given
-    these two: what a reset leaves behind must be a function of its seed or, without one, of the state of
-    ``np_random``. Restoring a copy takes as many steps as its episode has had.
+    The environment must be deterministic: a reset must depend only on its seed or, without one, on the state of
+    ``np_random``, and the steps on both and the actions. Resets are left to the caller
+    (``AutoresetMode.DISABLED``).
 
     Args:
-        make: builds one copy.
+        make: returns one copy.
         num_envs: number of copies N.
 
     >>> env = RecordedVectorEnv(lambda: gymnasium.make("CartPole-v1"), 2)
@@ -58,9 +58,9 @@ class RecordedVectorEnv(SyncVectorEnv):
 
     def __init__(self, make: Callable[[], gymnasium.Env], num_envs: int) -> None:
         super().__init__([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-        # By copy, what its last reset drew from and the actions since.
+        # Per copy: the seed or the generator state of its last reset, and the actions since.
         self._origin: list[Any] = [None] * num_envs
-        self._played: list[list[Any]] = [[] for _ in range(num_envs)]
+        self._actions_since_reset: list[list[Any]] = [[] for _ in range(num_envs)]
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -70,35 +70,37 @@ class RecordedVectorEnv(SyncVectorEnv):
         for i in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
             given = seeds[i]
             state = self.envs[i].unwrapped.np_random.bit_generator.state
-            self._origin[i], self._played[i] = state if given is None else int(given), []
+            self._origin[i], self._actions_since_reset[i] = state if given is None else int(given), []
         return super().reset(seed=list(seeds), options=options)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        for played, action in zip(self._played, np.array(actions), strict=True):
-            played.append(action)
+        for past, action in zip(self._actions_since_reset, np.array(actions), strict=True):
+            past.append(action)
         return super().step(actions)
 
     def snapshot(self) -> dict[str, Any]:
-        """The origin of each episode, the actions since, and the observations they led to, as a check."""
+        """The origin of each episode, its actions, and the current observations, which :meth:`restore` compares."""
         return {
             "origin": list(self._origin),
-            "actions": [np.array(played) for played in self._played],
+            "actions": [np.array(past) for past in self._actions_since_reset],
             "observation": np.array(self._observations),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> bool:
-        """Plays every episode again; False if the observations differ, as on a machine that computes differently."""
-        self._origin, self._played = list(snapshot["origin"]), [list(actions) for actions in snapshot["actions"]]
-        replayed = [_replayed(*episode) for episode in zip(self.envs, self._origin, self._played, strict=True)]
-        self._env_obs = replayed
-        self._observations = np.stack(replayed).astype(self._observations.dtype)
+        """Replays every episode; False if the observations differ, as on a processor with other rounding."""
+        self._origin = list(snapshot["origin"])
+        self._actions_since_reset = [list(actions) for actions in snapshot["actions"]]
+        episodes = zip(self.envs, self._origin, self._actions_since_reset, strict=True)
+        observations = [_replay(*episode) for episode in episodes]
+        self._env_obs = observations
+        self._observations = np.stack(observations).astype(self._observations.dtype)
         for flags in (self._terminations, self._truncations, self._autoreset_envs):
             flags[:] = False
         return bool(np.array_equal(self._observations, snapshot["observation"]))
 
 
-def _replayed(env: gymnasium.Env, origin: Any, actions: Sequence[Any]) -> Any:
-    """The observation that ``actions`` lead to after the reset that drew from ``origin``."""
+def _replay(env: gymnasium.Env, origin: Any, actions: Sequence[Any]) -> Any:
+    """Resets ``env`` from ``origin``, plays ``actions``, and returns the last observation."""
     seed = origin if isinstance(origin, int) else None
     if seed is None:
         env.unwrapped.np_random.bit_generator.state = origin

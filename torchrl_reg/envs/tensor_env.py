@@ -1,4 +1,4 @@
-"""TorchRL environments without a state of their own: all of it is in the tensordict that is stepped.
+"""TorchRL environments whose state is in the tensordict that is stepped.
 
 Shapes: ``N`` sub-environments.
 """
@@ -17,13 +17,13 @@ from torchrl_reg.envs.settings import check_value
 
 
 class TensorEnv(EnvBase):
-    """``N`` sub-environments that advance in tensor operations, from any state, and hold only a random generator.
+    """``N`` sub-environments stepped by tensor operations, from any state; their only own state is a random generator.
 
-    Beside its own keys it has ``steps`` (since the start of the episode, int64 ``[N, 1]``) and, under ``next``,
-    ``reward``, ``done``, ``terminated`` and ``truncated``, each ``[N, 1]``. ``set_seed`` restarts the generator: what
-    follows is a function of the seed and ``N``, on any device.
+    Keys besides those of ``observation``: ``steps`` (since the start of the episode, int64 ``[N, 1]``) and, under
+    ``next``, ``reward``, ``done``, ``terminated`` and ``truncated``, each ``[N, 1]``. After ``set_seed`` all draws are
+    a function of the seed and ``N``, on any device.
 
-    A subclass says how episodes begin (:meth:`_begin`) and advance (:meth:`_advance`).
+    Subclasses implement :meth:`_begin` (episodes start) and :meth:`_advance` (one step).
 
     Args:
         num_envs: number of sub-environments N.
@@ -48,14 +48,14 @@ class TensorEnv(EnvBase):
         check_value("max_episode_frames", max_episode_frames)
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.max_episode_frames = max_episode_frames
-        # On the CPU everywhere, so that a seed means the same episodes on every device.
+        # Always on the CPU, so that a seed gives the same episodes on every device.
         self._generator = torch.Generator()
         steps, flag = Unbounded(1, dtype=torch.int64), Binary(1, dtype=torch.bool)
         self.observation_spec_unbatched = Composite(**observation, steps=steps).to(self.device)
         self.action_spec_unbatched = action.to(self.device)
         self.reward_spec_unbatched = Unbounded(1, dtype=torch.float32, device=self.device)
         flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
-        self.done_spec_unbatched = Composite(**flags).to(self.device)
+        self.done_spec_unbatched = Composite(flags).to(self.device)
 
     @abstractmethod
     def _begin(self) -> dict[str, Tensor]:
@@ -63,28 +63,28 @@ class TensorEnv(EnvBase):
 
     @abstractmethod
     def _advance(self, tensordict: TensorDictBase) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The next observations by key, rewards and which episodes terminated, both ``[N, 1]``."""
+        """Next observations by key, rewards ``[N, 1]`` and bool ``terminated [N, 1]``."""
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDictBase:
-        # Every sub-environment draws, so that its start does not depend on which others are reset; TorchRL keeps the
-        # episodes that go on.
+        # All sub-environments draw, so that the draws of one do not depend on which others are reset; TorchRL discards
+        # the new starts of running episodes.
         steps = torch.zeros(*self.batch_size, 1, dtype=torch.int64, device=self.device)
         return TensorDict({**self._begin(), "steps": steps}, self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        observed, reward, terminated = self._advance(tensordict)
+        observations, reward, terminated = self._advance(tensordict)
         steps = tensordict["steps"] + 1
         truncated = steps >= self.max_episode_frames
-        ends = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
-        parts = {**observed, "steps": steps, "reward": reward, **ends}
-        return TensorDict(parts, self.batch_size, device=self.device)
+        flags = {"done": terminated | truncated, "terminated": terminated, "truncated": truncated}
+        entries = {**observations, "steps": steps, "reward": reward, **flags}
+        return TensorDict(entries, self.batch_size, device=self.device)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """The random generator: everything else is in the tensordict that is stepped."""
+        """The state of the random generator; all other state is in the tensordict that is stepped."""
         return {"generator": self._generator.get_state()}
 
     def restore(self, snapshot: dict[str, Tensor]) -> bool:
-        """Restores the generator; True, because the future is then the same."""
+        """Restores the generator; always True."""
         self._generator.set_state(snapshot["generator"])
         return True
 

@@ -1,4 +1,4 @@
-"""TorchRL environments from settings: over gymnasium's vector environments, or native ones."""
+"""TorchRL environments from settings, native or around gymnasium's vector environments."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from torchrl_reg.envs.snapshot import RecordedVectorEnv
 def make_env(settings: EnvSettings, num_envs: int, *, device: torch.device | str = "cpu") -> EnvBase:
     """A vectorized TorchRL environment with ``batch_size`` ``[num_envs]`` and raw rewards.
 
-    Keys: ``observation`` (float32 vectors, or uint8 images with the channels first), ``action``
-    (int64 class index ``[num_envs]``; continuous ones float32 ``[num_envs, D]`` in the task's own
-    box, whose bounds are ``env.full_action_spec_unbatched["action"].space.low`` and ``high``), and
-    under ``next`` also ``reward``, ``done``, ``terminated``, ``truncated`` and ``episode_reward``
-    (undiscounted return so far), each ``[num_envs, 1]``. Where an episode ends,
-    ``("next", "observation")`` is its last observation. A gridworld also has ``state`` (int64 ``[num_envs]``) and
-    ``steps``, see :class:`TabularEnv`.
+    Keys: ``observation`` (float32 vectors, or uint8 images with the channels first), ``action`` (int64 class index
+    ``[num_envs]``; continuous actions float32 ``[num_envs, D]`` within the bounds
+    ``env.full_action_spec_unbatched["action"].space.low`` and ``high``), and under ``next`` also ``reward``, ``done``,
+    ``terminated``, ``truncated`` and ``episode_reward`` (undiscounted return so far), each ``[num_envs, 1]``. At the
+    end of an episode ``("next", "observation")`` is its last observation. A gridworld also has ``state`` (int64
+    ``[num_envs]``) and ``steps``, see :class:`TabularEnv`.
 
-    The games run on the CPU; another ``device`` is where the tensors go. ``env.set_seed(seed)`` gives
-    sub-environment ``i`` the seed ``seed + i``, and what happened before leaves no trace. Gridworlds run on ``device``
-    and draw from one generator for all sub-environments.
+    gymnasium's environments run on the CPU, and their tensors are moved to ``device``. ``env.set_seed(seed)`` gives
+    sub-environment ``i`` the seed ``seed + i`` and discards all earlier state. Gridworlds run on ``device`` and draw
+    from one generator for all sub-environments.
 
     Raises:
         ValueError: bad ``settings`` or ``num_envs``, a missing extra, or an unavailable ``device``.
@@ -75,13 +74,13 @@ def _build(resolved: EnvSettings, num_envs: int) -> VectorEnv | EnvBase:
 _LIMITS = {"cartpole": 500, "acrobot": 500, "pendulum": 200, "mountaincar": 200, "mountaincar_continuous": 999}
 FAMILIES.update(
     {
-        name: Family.declared_by(partial(control_vector_env, name, max_episode_frames=limit))
+        name: Family.from_signature(partial(control_vector_env, name, max_episode_frames=limit))
         for name, limit in _LIMITS.items()
     },
-    minatar=Family.declared_by(MinAtar),
-    atari=Family.declared_by(atari_vector_env),
-    gridworld=Family.declared_by(gridworld_env),
-    # TorchRL hides its signature.
+    minatar=Family.from_signature(MinAtar),
+    atari=Family.from_signature(atari_vector_env),
+    gridworld=Family.from_signature(gridworld_env),
+    # The metaclass of EnvBase hides the signature of the constructor.
     multigoal=Family(MultiGoalEnv, True, True, {"max_episode_frames": 30}, needs_game=False),
     gym=Family(
         gym_vector_env,
@@ -92,7 +91,7 @@ FAMILIES.update(
         takes_kwargs=True,
         defaults_of=defaults_of,
     ),
-    lunarlander=Family.declared_by(lunarlander_env, vectorized=False),
-    mujoco=Family.declared_by(mujoco_env, vectorized=False),
-    adroit=Family.declared_by(adroit_env, vectorized=False),
+    lunarlander=Family.from_signature(lunarlander_env, vectorized=False),
+    mujoco=Family.from_signature(mujoco_env, vectorized=False),
+    adroit=Family.from_signature(adroit_env, vectorized=False),
 )

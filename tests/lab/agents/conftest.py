@@ -1,4 +1,4 @@
-"""Run folders with a saved policy, made without training."""
+"""Run folders with a saved policy, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Descriptions of policies, read from anybody's files."""
+"""Descriptions of policies, read from untrusted files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl.data import Categorical
 from torchrl.modules import QValueActor
 
 from torchrl_reg.lab.agents import description, load_policy, read_policy, save_policy
-from torchrl_reg.lab.agents.description import Untrusted, built, trusted_module
+from torchrl_reg.lab.agents.description import Untrusted, rebuild, trusted_module
 from torchrl_reg.lab.cli.objects import build
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
@@ -32,7 +32,7 @@ class Network(nn.Linear):
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run with a network of its own, whose module is not imported any more and can be."""
+    """A run with a user's network, whose module can be imported but is not."""
     folder = tmp_path / "run"
     folder.mkdir()
     (tmp_path / "network_of_test.py").write_text(NETWORK)
@@ -47,16 +47,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("trust", [[], ["os"]])
 def test_no_file_has_a_command_run(tmp_path: Path, trust: list[str]) -> None:
-    """Not even where the caller trusts the module: it is no network."""
+    """Not even from a trusted module: only networks are built."""
     said = {"call": "os:system", "args": [f"touch {tmp_path / 'run'}"], "kwargs": {}}
-    with pytest.raises(ValueError, match="must name what says that a file may name it"):
-        built(said, trust=trust)
+    with pytest.raises(ValueError, match="must name a class or function with is_rebuildable = True"):
+        rebuild(said, trust=trust)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "play", "export"])
 def test_a_folder_has_nothing_imported_that_the_caller_does_not_name(folder, command, capsys, monkeypatch) -> None:
-    """Whatever stands in its config.yaml, which is a stranger's, too."""
+    """Names in its config.yaml are not imported either."""
     more = [str(folder.parent / "exported")] * (command == "export")
     monkeypatch.setattr(sys, "meta_path", [Refusing(), *sys.meta_path])
     with pytest.raises(UserError, match=r"names the module 'network_of_test'.*load_policy\(..., trust=\['network_of"):
@@ -68,7 +68,7 @@ def test_a_folder_has_nothing_imported_that_the_caller_does_not_name(folder, com
 
 
 class Refusing:
-    """Fails where the module is looked for at all."""
+    """Fails when the module is looked up."""
 
     def find_spec(self, name: str, *_: object) -> None:
         assert name != "network_of_test"
@@ -99,8 +99,8 @@ def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: py
     lazy, asked = types.ModuleType("lazy_module_of_test"), []
     lazy.__getattr__ = asked.append  # type: ignore[method-assign]
     monkeypatch.setitem(sys.modules, lazy.__name__, lazy)
-    with pytest.raises(ValueError, match="call must name something in its module"):
-        built({"call": "lazy_module_of_test:Network", "args": [], "kwargs": {}})
+    with pytest.raises(ValueError, match="call must name an attribute of its module"):
+        rebuild({"call": "lazy_module_of_test:Network", "args": [], "kwargs": {}})
     assert "Network" not in asked
 
 
@@ -110,7 +110,7 @@ def test_a_module_that_imports_what_it_is_asked_for_is_not_asked(monkeypatch: py
 def test_a_choice_is_between_the_actions_of_the_environment(tmp_path: Path, n: int, said: str, monkeypatch) -> None:
     network = q_network(NetSettings(num_cells=[3]), SPACES)
     with monkeypatch.context() as patch:
-        patch.setattr(description, "_LARGEST", 10**11)
+        patch.setattr(description, "_MAX_INTEGER", 10**11)
         save_policy(tmp_path / "p", QValueActor(network, spec=Categorical(n)))
     with pytest.raises(UserError, match=said):
         load_policy(tmp_path / "p")

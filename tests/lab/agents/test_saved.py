@@ -1,4 +1,4 @@
-"""Saved policies: they come back bit by bit, or are refused in one sentence.
+"""Saved policies: restored bit for bit, or refused in one sentence.
 
 Their weights in 8 bits; and the agents that come with the package: small, whole, and as good as they say.
 """
@@ -27,7 +27,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 from torchrl_reg import modules
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab.agents import load_policy, read_policy, save_policy
-from torchrl_reg.lab.agents.saved import encoded, packed, read, unpacked
+from torchrl_reg.lab.agents.saved import dequantize, encode, quantize, read
 from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
@@ -108,7 +108,7 @@ def test_what_comes_back_acts_alike_bit_by_bit_and_no_random_number_is_drawn(nam
 
 def test_metadata_stand_in_one_order_in_every_process(tmp_path: Path) -> None:
     said = {name: f"{name}\u00e4" for name in "fbdace"}  # the package would shuffle them
-    content = encoded({"w": torch.arange(3.0), "b": torch.tensor([2.5], dtype=torch.float64)}, said)
+    content = encode({"w": torch.arange(3.0), "b": torch.tensor([2.5], dtype=torch.float64)}, said)
     end = 8 + int.from_bytes(content[:8], "little")
     assert list(json.loads(content[8:end])["__metadata__"]) == sorted(said) and end % 8 == 0
     (tmp_path / "file").write_bytes(content)
@@ -192,7 +192,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         said = refused(path)
         assert "damaged" in said or "format" in said
-    path.write_bytes(encoded({"w": torch.zeros(2)}, {"format": "pt"}))
+    path.write_bytes(encode({"w": torch.zeros(2)}, {"format": "pt"}))
     assert "must be of format 'torchrl_reg policy 2', got 'pt'" in refused(path)
     path.write_bytes(whole)
     load_policy(path)
@@ -219,7 +219,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     said = change(said) or said
     text = said if isinstance(said, str) else json.dumps(said)
     digest = hashlib.sha256(text.encode() + data).hexdigest()
-    path.write_bytes(encoded(tensors, {**metadata, "content": text, "sha256": digest}))
+    path.write_bytes(encode(tensors, {**metadata, "content": text, "sha256": digest}))
 
 
 def network(said: dict[str, Any]) -> dict[str, Any]:
@@ -282,19 +282,19 @@ def test_another_runs_policy_is_refused(tmp_path: Path) -> None:
     row = {"event": "eval", "frames": 192, "return_greedy_mean": 12.5, "return_sampled_mean": None}
     path, done = saved(tmp_path, evaluation=row), tmp_path / "done.json"
     ended = {**row, "eval_seconds": 1.0, "return_sampled_mean": float("nan")}
-    for content in (json.dumps({"frames": 192, "evaluation": ended}), ""):  # empty by a crash: the run goes on
+    for content in (json.dumps({"frames": 192, "evaluation": ended}), ""):  # empty after a crash: the run continues
         done.write_text(content)
         assert read_policy(tmp_path).facts["evaluation"] == row
     done.write_text(json.dumps({"evaluation": {**ended, "return_greedy_mean": 12.25}}))
     assert "belongs to another run" in refused(path) and "12.5 there and 12.25 here" in refused(path)
     done.write_text("{}")
-    assert "must hold what a finished run ended with" in refused(path)
+    assert "must hold the last evaluation of a finished run" in refused(path)
 
 
 def test_a_later_version_and_a_missing_package_are_one_sentence(tmp_path: Path, monkeypatch) -> None:
     path = saved(tmp_path)
     monkeypatch.delattr("torchrl_reg.modules.q_network")
-    assert "cannot be built by this version of torchrl_reg: call must name something in its module" in refused(path)
+    assert "cannot be built by this version of torchrl_reg: call must name an attribute of its module" in refused(path)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match="^A saved policy needs safetensors, got none: pip install"):
         load_policy(path)
@@ -308,9 +308,9 @@ def test_rows_keep_their_largest_weight_and_the_rest_to_half_a_level() -> None:
     weight = torch.randn(16, 8, 8, 8) * torch.logspace(-3, 3, 16).reshape(-1, 1, 1, 1)
     weight[3] = 0
     state = {"a": weight, "bias": torch.randn(5000), "count": torch.arange(5000).reshape(50, 100)}
-    small = packed(state)
+    small = quantize(state)
     assert small["a"].dtype == torch.int8 and set(small) == {"a", "a.scale", "bias", "count"}
-    again = unpacked(small)
+    again = dequantize(small)
     largest = weight.flatten(1).abs().amax(1).reshape(-1, 1, 1, 1)
     assert ((again["a"] - weight).abs() <= largest / 254 * 1.00001).all() and (again["a"][3] == 0).all()
     torch.testing.assert_close(again["a"].flatten(1).abs().amax(1), largest.flatten())
@@ -319,7 +319,7 @@ def test_rows_keep_their_largest_weight_and_the_rest_to_half_a_level() -> None:
 
 def test_a_weight_that_is_called_scale_is_left_alone() -> None:
     state = {"norm.scale": torch.ones(3), "norm": torch.ones(3)}
-    assert set(unpacked(packed(state))) == {"norm.scale", "norm"}
+    assert set(dequantize(quantize(state))) == {"norm.scale", "norm"}
 
 
 def test_a_small_file_holds_nearly_the_same_policy(tmp_path) -> None:

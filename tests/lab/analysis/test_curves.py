@@ -1,4 +1,4 @@
-"""Learning curves as arrays; limits, ticks and what is left out of a chart, in a page and in a file alike."""
+"""Learning curves as arrays; limits, ticks and omitted parts of a chart, in pages and files."""
 
 from __future__ import annotations
 

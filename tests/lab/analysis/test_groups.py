@@ -1,4 +1,4 @@
-"""Which runs are seeds of one method, what it is called, and what is refused."""
+"""Grouping runs into methods: seeds, names, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchrl_reg.lab.errors import UserError
 
 @pytest.fixture
 def groups(make_run, tmp_path: Path):
-    """The groups of ``runs`` and of all runs before, each in a folder of its own."""
+    """The groups of ``runs`` and of all runs before, each in a separate folder."""
 
     def find(*runs: dict, by: list[str] | None = None) -> list[Group]:
         for run in runs:
@@ -57,7 +57,7 @@ def test_settings_that_change_together_are_named_once_or_as_asked(groups) -> Non
 
 
 def test_named_settings_settle_all_others_over_all_environments(groups) -> None:
-    """tau tells runs apart on each environment, yet tau=.1 is with rate 1 on one and 2 on the other: not one method."""
+    """tau distinguishes the runs on each environment, but tau=.1 has rate 1 on one and 2 on the other: two methods."""
     crossed = (("a", 0.1, 1), ("a", 0.2, 2), ("b", 0.1, 2), ("b", 0.2, 1))
     found = groups(*({"env": env, "algo__tau": tau, "algo__learning_rate": rate} for env, tau, rate in crossed))
     assert labels(found) == [f"{env} m_dqn tau={tau} learning_rate={rate} (0,)" for env, tau, rate in crossed]

@@ -1,4 +1,4 @@
-"""Quantiles against known values, and by simulation what intervals cover and how often verdicts are wrong."""
+"""Quantiles against known values; coverage of intervals and error rates of verdicts by simulation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_verdict_needs_seeds_and_a_deviation() -> None:
 
 @pytest.mark.parametrize(("shape", "nominal"), [(None, 0.95), (ACROBOT, 0.94), (SKEWED, 0.79), (CAPPED, 0.85)])
 def test_intervals_cover_what_they_state(shape: np.ndarray | None, nominal: float) -> None:
-    """Five seeds: of normal scores .95; of skewed ones less, which is why the page says so; at a cap worst."""
+    """Five seeds: .95 for normal scores, less for skewed ones (as the page states), least at a cap."""
     random, truth = np.random.default_rng(0), 0.0 if shape is None else float(shape.mean())
     draws = random.normal(size=(5, 4_000)) if shape is None else random.choice(shape, (5, 4_000))
     _, low, high = mean_interval(draws)

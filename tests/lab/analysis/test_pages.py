@@ -1,4 +1,4 @@
-"""Tables between markers: made again, compared, and refused where a marker names none."""
+"""Tables between markers: generated, compared, and refused for unknown markers."""
 
 from __future__ import annotations
 

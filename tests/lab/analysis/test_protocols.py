@@ -1,4 +1,4 @@
-"""Ours beside a published score, from run folders: the same protocol, and each way in which one may differ."""
+"""Comparison of run folders with published scores: equal protocols, and each possible difference."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_margins_stand_with_the_power_that_they_have() -> None:
         (DQN, {"net__num_cells": [64]}, "num_cells [64], not [120,84]"),
         (DQN, {"shaping__name": "munchausen"}, "shaping munchausen, not none"),
         (DQN, {"algo__loss_function": "gone"}, "loss_function not recorded, not l2"),
-        (DQN, {"algo__priority_exponent": 0.5}, "priority_exponent 0.5, not 0"),  # nobody there has it
+        (DQN, {"algo__priority_exponent": 0.5}, "priority_exponent 0.5, not 0"),  # no row there has it
         (DQN, {"net__noise_sigma": 0.5}, "noise_sigma 0.5, not 0"),
         (DQN, {"algo__eps_decay": "exponential"}, "eps_decay exponential, not linear"),
         (PQN, {"net__dueling": "mean"}, "dueling mean, not none"),

@@ -1,4 +1,4 @@
-"""The data that comes with the package, against numbers known from the papers."""
+"""The published scores in the package, against numbers in the papers."""
 
 from __future__ import annotations
 

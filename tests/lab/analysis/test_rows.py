@@ -1,4 +1,4 @@
-"""Rows of finished runs: what they hold, that saving twice changes nothing, and that they stand for the runs."""
+"""Rows of finished runs: their content, saving them twice, and their use in place of the runs."""
 
 from __future__ import annotations
 

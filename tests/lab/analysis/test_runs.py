@@ -1,4 +1,4 @@
-"""What is read from run folders, whatever state they are in.
+"""Reading run folders, also unfinished or damaged ones.
 
 Damaged and very large records: what is left out is named, what is left is read, and memory stays bounded.
 """

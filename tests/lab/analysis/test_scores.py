@@ -1,4 +1,4 @@
-"""One number a run, and the scales."""
+"""The score of a run, and its normalization."""
 
 from __future__ import annotations
 

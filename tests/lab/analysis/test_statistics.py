@@ -45,7 +45,7 @@ def test_every_task_weighs_the_same_in_the_gap_with_unequal_numbers_of_runs() ->
 
 
 def test_the_bootstrap_resamples_within_tasks_only() -> None:
-    # Tasks far apart, runs alike: nothing varies. Had runs been drawn across tasks, the mean would.
+    # Different tasks with equal runs: no variance. If runs were drawn across tasks, the mean would vary.
     assert stratified_estimate([[1.0, 1.0], [100.0, 100.0, 100.0]], mean) == (50.5, 50.5, 50.5)
 
 

@@ -82,7 +82,7 @@ def test_without_a_scale_only_the_probability_of_improvement_is_averaged() -> No
     assert aggregate_table(scores, scale="none") is None
     table = aggregate_table(scores, scale="none", baseline="b")
     assert table.columns == ("P(> b)",) and table.rows[0].numbers["P(> b)"] == pytest.approx(0.75)
-    assert aggregate_table(scores[:2], scale="none", baseline="b") is None  # one environment: its own table says it
+    assert aggregate_table(scores[:2], scale="none", baseline="b") is None  # one environment: the same as its own table
 
 
 def test_a_method_that_lacks_an_environment_is_in_no_aggregate_and_said_so() -> None:

@@ -1,4 +1,4 @@
-"""``torchrl-reg`` from the outside: what it prints, refuses and imports."""
+"""The command ``torchrl-reg``: output, errors and imports."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_plots_of_curves_warn(ask, runs, kind):
 
 @pytest.mark.parametrize("command", ["table", "report"])
 def test_one_run_in_two_folders_counts_once(ask, runs, command):
-    """``iq.py`` and ``iq.py policy=multicategorical`` are alike."""
+    """``iq.py`` and ``iq.py policy=multicategorical`` behave the same."""
     one, other = runs / "dqn/seed=1", runs / "dqn/env=atari/seed=1"
     shutil.copytree(one, other)
     (one / "done.json").unlink()

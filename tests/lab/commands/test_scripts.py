@@ -69,7 +69,7 @@ sys.exit(main(["run", *sys.argv[1:]]))
 
 
 def ask(where: Path, *words: str) -> str:
-    """What ``torchrl-reg run`` prints; ``torch`` where it would import that."""
+    """Output of ``torchrl-reg run``; ``torch`` if it would import torch."""
     command = [sys.executable, "-c", WITHOUT_TORCH, *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=where)
     return done.stdout or f"{'torch' if 'needs torch' in done.stderr else done.stderr}\n"

@@ -1,4 +1,4 @@
-"""How many frames a batch holds, who collects it, and the returns of the episodes in it."""
+"""Frames of a batch, the choice of its collector, and the returns of its episodes."""
 
 from __future__ import annotations
 

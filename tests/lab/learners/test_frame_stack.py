@@ -88,7 +88,7 @@ def assert_same(one: TensorDictBase, other: TensorDictBase) -> None:
 
 
 def expected_rows(games: Games) -> tuple[torch.Tensor, int]:
-    """The row that each row of the ring stands for, and how many rows stand for a later one."""
+    """The row returned for each row of the ring, and the number of rows replaced by a later one."""
     written = len(games.ages)
     oldest = max(0, written - CAPACITY)
     rows, lost = torch.zeros(written - oldest, dtype=torch.int64), 0
@@ -119,7 +119,7 @@ def test_every_row_comes_back_while_the_ring_turns(padding):
 
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_every_row_alone_and_after_a_checkpoint_at_every_step(num_envs):
-    """What is read, kept and given back does not depend on which other rows are asked for, nor on a restart."""
+    """Results do not depend on the other rows of the index, nor on a restart."""
     games, single, plain = Games("repeated", num_envs), single_frames(num_envs), stacked()
     for step in range(CAPACITY // num_envs + 12):
         extend((single, plain), games.batch(1))
@@ -215,7 +215,7 @@ def test_breakout_comes_back_and_takes_one_frame_a_transition():
     assert_same(single[:], plain[:])
     # action 8, reward 4, done and terminated 1 each; 4 for the count of its episode and 2 for its history
     assert single.storage._storage.bytes() == 800 * (84 * 84 + 8 + 4 + 2 + 6)
-    assert single.storage.bytes() - single.storage._storage.bytes() == 16 * 84 * 84  # at most so many starts
+    assert single.storage.bytes() - single.storage._storage.bytes() == 16 * 84 * 84  # upper bound of the starts
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def skipped_step(batch):
         (skipped_step, r"observation must be rows in order of time .*"),
         (
             lambda batch: batch["next", "observation"][2, 1, 2].add_(1),
-            r"next observation must be the observation moved on by one frame, .*",
+            r"next observation must be the observation shifted by one frame, .*",
         ),
         (lambda batch: batch.transpose(0, 1).reshape(3, 4), "observation must be rows in order of time"),
         (lambda batch: batch[:2], r"batch must be whole steps of num_envs=3 .*, got 8\."),
@@ -281,7 +281,7 @@ def test_rows_are_written_one_after_another(written_steps):
     for shift in (-3, 1, 3):
         with pytest.raises(ValueError, match=f"{sentence} last, got"):
             single.storage.set((right + shift) % CAPACITY, step)
-    with pytest.raises(ValueError, match=f"{sentence} last, as extend gives them, got slice"):
+    with pytest.raises(ValueError, match=f"{sentence} last, as passed by extend, got slice"):
         single[:3] = step
     single.storage.set(right, step)
 
@@ -292,7 +292,7 @@ class Scaled(nn.Module):
 
 
 def test_priorities_go_to_the_rows_that_were_read() -> None:
-    """In a buffer that has wrapped, rows whose stacks are overwritten stand for later ones, and keep their priority."""
+    """In a full ring, rows with overwritten stacks are replaced by later ones, and keep their priority."""
     storage = FrameStackStorage(CAPACITY, stack=STACK, num_envs=3)
     sampler = PrioritizedSampler(CAPACITY, alpha=1.0, beta=1.0, eps=0.0)
     replay = TensorDictReplayBuffer(storage=storage, sampler=sampler, batch_size=40 * CAPACITY, priority_key="td_error")

@@ -1,4 +1,4 @@
-"""Policy churn, action swaps, rank of the features, dead units: their values; nobody learns differently for them."""
+"""Policy churn, action swaps, rank of the features, dead units: their values; training is the same without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers begin as their papers say; the flat RAdam is torch's, clipped or not."""
+"""Optimizers have the settings of the papers; the flat RAdam equals torch's, with and without clipping."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_radam_is_torchs_and_resumes_to_the_bit() -> None:
     found, expected = (list(each.state_dict()["state"].values()) for each in (optimizer, reference))
     torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-16)
 
-    step((again, resumed))  # it has moments of its own before
+    step((again, resumed))  # it has other moments before
     with torch.no_grad():
         torch._foreach_copy_(again, ours)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))

@@ -1,4 +1,4 @@
-"""What the recipes for continuous actions share."""
+"""The learner of the recipes for continuous actions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replay: rows are held and given as TorchRL's storage does, drawn as its samples are, and saved as files.
+"""Replay: storage and samples equal TorchRL's, and rows are saved incrementally.
 
 Prioritized replay: the law of its draws, its weights, and TorchRL's own trees.
 """
@@ -265,7 +265,7 @@ def test_one_row_from_each_of_equal_masses() -> None:
 
 
 def test_each_mass_has_a_random_number_of_its_own() -> None:
-    """Three masses of two rows each: any of the two, whatever the others."""
+    """Three strata of two rows each, drawn independently."""
     seen = {tuple((rows["number"] % 2).tolist()) for rows in draw_minibatches(with_priorities(0.0, batch_size=3), 200)}
     assert len(seen) == 8
 

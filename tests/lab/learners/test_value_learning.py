@@ -1,4 +1,4 @@
-"""What the value-based recipes share: schedules, everything around the loss."""
+"""The learner of the value-based recipes: schedules, storage, checks."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def train(cfg: Config) -> Path:
         make_env(cfg.env, cfg.run.eval_episodes), {"greedy": actor, "sampled": (explorer, ExplorationType.RANDOM)}
     )
 
-    # What it remembers
+    # What it stores
     sampler = PrioritizedSampler(algo.replay_capacity, 0.6, 0.4) if algo.prioritized else None
     replay = make_replay(algo.replay_capacity, algo.batch_size, device=run.device, sampler=sampler or RandomSampler())
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or named as damaged, and a run that was stopped goes on as if it had not been.
+"""Checkpoints: complete or reported as damaged, and a stopped run resumes as if it had not been.
 
 Environments, what is carried from batch to batch, and random generators come back as they were; a run stopped at any
 instant and started again ends like one that was never interrupted, and says so meanwhile.
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_offered(tmp_path, har
     assert str(newest) in sentence and "checkpoint-000000000100.torchrl is intact" in sentence
     assert "\n" not in sentence
     assert _names(tmp_path) == before
-    newest.unlink()  # as the sentence says
+    newest.unlink()  # as the message states
     _assert_restored(tmp_path, 100, history[100])
 
 

@@ -1,4 +1,4 @@
-"""The picture of a run's curves."""
+"""The plot of a run's curves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run whose numbers are not finite stops and keeps its last good state; values too large for the rewards are said."""
+"""A run whose numbers are not finite stops and keeps its last good state; too large values are reported."""
 
 from __future__ import annotations
 

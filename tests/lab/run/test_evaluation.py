@@ -1,4 +1,4 @@
-"""Evaluations: first episodes only, the same ones each time, and training goes on as if there had been none.
+"""Evaluations: first episodes only, the same ones each time, and without an effect on training.
 
 And the evaluated policy in the run folder.
 """
@@ -83,7 +83,7 @@ def test_every_environment_counts_its_first_episode_only():
     expected = 2 * policy.seen[0]
     assert columns["return_greedy_mean"] == pytest.approx(expected.mean().item())
     assert columns["return_greedy_std"] == pytest.approx(expected.std(correction=0).item())
-    # Counting whatever ends first would give a mean length of 3.2 rather than 5.
+    # Counting the episodes that end first would give a mean length of 3.2 rather than 5.
     assert 4.5 < expected.mean() / 2 < 5.5
     assert columns["episodes"] == 200
 
@@ -124,7 +124,7 @@ def test_exploration_types_and_no_gradient():
 
     mode, sampled, mean = ExplorationType.DETERMINISTIC, ExplorationType.RANDOM, ExplorationType.MEAN
     for evaluated, kind in ((policy, mode), ((policy, sampled), sampled), ((policy, mean), mean)):
-        evaluate(_Walk(2), {"sampled": evaluated}, episodes=2, seed=0)  # a name says nothing
+        evaluate(_Walk(2), {"sampled": evaluated}, episodes=2, seed=0)  # a name has no effect
         assert set(seen) == {(kind, False)}
         seen.clear()
 

@@ -1,4 +1,4 @@
-"""Arrays, generators and tensordicts as a checkpoint packs them."""
+"""Arrays, generators and tensordicts in checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ended: the last words of its log."""
+"""Reason of a run's end, from the last lines of its log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One process holds a lock, with flock and without; a killed one holds nothing."""
+"""One process holds a lock, with flock and without; killing it releases the lock."""
 
 from __future__ import annotations
 

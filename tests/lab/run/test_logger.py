@@ -1,4 +1,4 @@
-"""Views and plots that never stand in a run's way."""
+"""Loggers and plots whose failures do not stop a run."""
 
 from __future__ import annotations
 

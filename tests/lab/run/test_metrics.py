@@ -1,4 +1,4 @@
-"""Rows on disk: complete, finite, and as recorded in a checkpoint."""
+"""Rows on disk: complete, finite, and dropped after the checkpoint on resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run prints meanwhile: plain lines, a bar, or nothing."""
+"""Progress of a run: plain lines, a bar, or nothing."""
 
 from __future__ import annotations
 

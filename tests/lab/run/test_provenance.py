@@ -1,4 +1,4 @@
-"""Whose code ran: the package's commit and the user's, never one for the other."""
+"""Commits of the package and of the user's code, never confused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _repository(folder, *files: str) -> str:
 
 @pytest.fixture
 def told(tmp_path, monkeypatch):
-    """What a start says with the package copied to ``site`` and the recipe in ``mine``, both below ``tmp_path``."""
+    """Provenance of a run with the package copied to ``site`` and the recipe in ``mine``, both below ``tmp_path``."""
     monkeypatch.delenv("TORCHRL_REG_COMMIT", raising=False)
 
     def tell(site: str) -> dict:
@@ -63,7 +63,7 @@ def test_installed_below_a_users_repository_the_commit_is_not_taken_for_ours(tmp
     start = told("mine/venv")
     mine = {"repository": str(tmp_path / "mine"), "commit": theirs, "uncommitted_changes": False}
     assert (start["commit"], start["uncommitted_changes"], start["user_code"]) == (None, False, mine)
-    monkeypatch.setenv("TORCHRL_REG_COMMIT", "abc+")  # a sweep's copy, whose launcher knows
+    monkeypatch.setenv("TORCHRL_REG_COMMIT", "abc+")  # a sweep's copy, with the commit in the launcher's environment
     start = told("mine/venv")
     assert (start["commit"], start["uncommitted_changes"], start["user_code"]) == ("abc", True, mine)
 

@@ -1,4 +1,4 @@
-"""A run in this process: its clock, its rows, and what it insists on."""
+"""A run in this process: its clock, its rows, its checks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_training_returns_are_those_of_whole_episodes(make_run, through):
     assert 8 <= row["return_mean"] <= 11
     # 13 steps fit one whole episode per environment between two checkpoints, and there are 7.
     assert row["episodes"] == 4 * 7
-    # Between two checkpoints nobody lives as long as twice 8 steps, so each of the 6 cuts every second episode.
+    # No episode lasts 2 * 8 steps between two checkpoints, so each of the 6 truncates every second episode.
     assert row["cut_episodes"] == json.loads((path / "done.json").read_text())["cut_episodes"] == 4 * 6
 
 

@@ -1,4 +1,4 @@
-"""A run folder belongs to one run and one process; what it holds of its settings, starts and end."""
+"""A run folder belongs to one run and one process, and records its settings, starts and end."""
 
 from __future__ import annotations
 

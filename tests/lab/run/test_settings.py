@@ -1,4 +1,4 @@
-"""Settings that no run can use are refused in one sentence."""
+"""Invalid settings are refused in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random streams of a run, and generators that come back as they were."""
+"""Random streams of a run, and restored generators."""
 
 from __future__ import annotations
 

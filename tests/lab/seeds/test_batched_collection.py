@@ -1,4 +1,4 @@
-"""Collectors that act as one stacked network give the batches that each would have given, bit for bit."""
+"""Batches of collectors that share one stacked network equal those of separate collectors, bit for bit."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ OTHERS = ["function", "greedy", "boltzmann", "quantiles", "prior", "torchrl", "m
 
 @pytest.mark.parametrize("name", [*OTHERS, *HOOKS])
 def test_other_policies_and_those_with_hooks_are_refused(name: str) -> None:
-    """What acts as one network calls none of theirs."""
+    """The stacked network would bypass their forward passes and hooks."""
     made = collector(0)
     actor, exploration = made.policy
     network, greedy = actor.module

@@ -1,4 +1,4 @@
-"""One step of a stacked optimizer is that of each optimizer, to the last bit; one of a stacked loss, of each loss."""
+"""One step of a stacked optimizer or loss equals the steps of the single ones, bit for bit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OPTIMIZERS = {
 
 
 class Seeds:
-    """``count`` optimizers of two parameters, views of stacked ones, each in a group of its own; and the same alone."""
+    """``count`` optimizers of two parameters (views of stacked ones, one per group), and of separate ones."""
 
     def __init__(self, make: Any, count: int) -> None:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Workers take turns, meet for what is computed together, and keep their random generators apart."""
+"""Workers run in turn, synchronize at barriers, and have separate random generators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def here() -> Worker:
 
 
 def side_by_side(task: Callable[[Any], Any], arguments: Iterable[Any]) -> tuple[list[Any], list[Exception | None]]:
-    """What each returned, and what each raised."""
+    """Outcomes and errors of all workers."""
     workers = Workers([partial(task, argument) for argument in arguments]).run()
     return [worker.outcome for worker in workers], [worker.error for worker in workers]
 

@@ -1,6 +1,6 @@
-"""Trained agents, ready to use: saved, loaded elsewhere, evaluated, shown, exported.
+"""Trained agents: save, load, evaluate, play, export.
 
-Needs torch, torchrl, gymnasium and safetensors: no Hydra, no recipe, and nothing here unpickles anything.
+Needs torch, torchrl, gymnasium and safetensors, but neither Hydra nor recipes. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: `torchrl-reg list` needs no torch.
+    # Lazy import: `torchrl-reg list` runs without torch.
     if name in __all__:
         return getattr(importlib.import_module("torchrl_reg.lab.agents.saved"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

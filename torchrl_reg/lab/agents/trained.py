@@ -1,4 +1,4 @@
-"""The trained agents that come with the package; without torch, for ``torchrl-reg list``."""
+"""The trained agents in the package; imports no torch, for ``torchrl-reg list``."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _SUFFIX = ".safetensors"
 
 
 def trained_agents() -> dict[str, Path]:
-    """The file of each, by name: method and environment."""
+    """The file of each agent by name, ``<method>/<environment>``."""
     files = sorted(_FOLDER.rglob(f"*{_SUFFIX}"))
     return {file.relative_to(_FOLDER).as_posix().removesuffix(_SUFFIX): file for file in files}
 
 
 def facts_of(file: Path) -> dict[str, Any]:
-    """What is known of an agent, without reading its weights: ``env``, ``run``, ``evaluation`` and ``training``.
+    """The record of an agent, read without its weights: ``env``, ``run``, ``evaluation`` and ``training``.
 
-    ``training`` holds its ``command``, ``commit``, ``frames``, and the last greedy evaluation of each seed, ``scores``.
+    ``training`` has ``command``, ``commit``, ``frames`` and ``scores``, the last greedy evaluation of each seed.
     """
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))

@@ -1,1 +1,1 @@
-"""What the loop of a run is made of: collection, replay, the update, schedules."""
+"""Parts of the training loop: collection, replay, the update, schedules."""

@@ -1,9 +1,9 @@
-"""Where the batches of a run come from: the fast collector where it can, else TorchRL's; if asked, a batch ahead."""
+"""Collectors of training batches: the fast one where it supports the environment, else TorchRL's; overlapping."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from tensordict import TensorDictBase
@@ -33,9 +33,9 @@ def make_collector(
     track_trajectories: bool,
     kind: str = "fast",
 ) -> AnyCollector:
-    """An endless collector whose batches are ``[*env.batch_size, T]`` with ``T`` in the batch's frames.
+    """An endless collector of batches ``[*env.batch_size, T]`` with ``frames_per_batch`` frames in all.
 
-    ``kind`` is ``"fast"`` (a :class:`FastCollector` if it can step the environment, else TorchRL's) or ``"torchrl"``.
+    ``kind`` is ``"fast"`` (a :class:`FastCollector` if it supports the environment, else TorchRL's) or ``"torchrl"``.
 
     Raises:
         UserError: ``frames_per_batch`` is not a multiple of the frames of one vector step.
@@ -47,47 +47,47 @@ def make_collector(
     if EPISODE_RETURN not in list(env.observation_spec.keys()):
         env = TransformedEnv(env, RewardSum(), auto_unwrap=False)
     steps = frames_per_batch // frames_per_step
-    devices: dict[str, Any] = {"policy_device": device, "storing_device": storing_device}
     if kind == "fast" and not track_trajectories and fast_vector(env) is not None:
-        return FastCollector(env, policy, frames_per_batch=steps, **devices)
-    # Given a device, the collector copies every step to it: name devices only when there are two.
-    several = {device.type, storing_device.type} != {"cpu"}
+        return FastCollector(env, policy, frames_per_batch=steps, policy_device=device, storing_device=storing_device)
+    # Given a device, TorchRL's collector copies every step to it, even from the CPU to the CPU.
+    copies = {device.type, storing_device.type} != {"cpu"}
     return Collector(
         env,
         policy,
         frames_per_batch=steps,
         total_frames=-1,
         exploration_type=ExplorationType.RANDOM,
-        trust_policy=True,  # any function from state to state may act
+        trust_policy=True,  # the policy may be any function of the tensordict
         track_traj_ids=track_trajectories,
-        # Each batch is stacked into fresh memory, so there is no buffer to copy out of.
+        # Without buffers every batch is stacked into new memory, and need not be copied.
         use_buffers=False,
         return_same_td=device.type == "cpu",
-        # The policies here are feed-forward: nothing to add to the environment (unset, TorchRL warns).
+        # Feed-forward policies need no transforms in the environment; TorchRL warns if this is unset.
         auto_register_policy_transforms=False,
-        **(devices if several else {}),
+        policy_device=device if copies else None,
+        storing_device=storing_device if copies else None,
     )
 
 
 def overlapped(make: Callable[[nn.Module], AnyCollector], policy: Policy, *, seed: int) -> OverlappedCollector:
-    """Collects with a copy of ``policy``, in a collector that ``make`` builds around it, one batch ahead.
+    """Collects one batch ahead, with a copy of ``policy`` in a collector built by ``make``.
 
     Raises:
-        UserError: the policy cannot be copied.
+        UserError: a policy that cannot be copied.
     """
-    copied = isinstance(policy, nn.Module)
-    require(copied, "run.overlap", f"false with a {type(policy).__name__}, which cannot be copied", True)
+    is_module = isinstance(policy, nn.Module)
+    require(is_module, "run.overlap", f"false with a {type(policy).__name__}, which cannot be copied", True)
     return OverlappedCollector(policy, make, seed=seed)
 
 
 def batches_of(collector: AnyCollector | OverlappedCollector) -> Iterator[TensorDictBase]:
-    """The batches of ``collector``: with ``run.seeds``, of all seeds in one pass where possible."""
+    """The batches of ``collector``; with ``run.seeds``, those of all seeds in one forward pass where possible."""
     worker = current_worker()
     return iter(collector) if worker is None else batched_collection(worker, collector)
 
 
 def truncate_episodes(batch: TensorDictBase) -> int:
-    """Marks the last step of ``batch`` as truncated and returns the number of episodes this ends."""
+    """Marks the last step of ``batch`` as truncated, and returns the number of episodes that this ends."""
     running = int((~batch["next", "done"][..., -1, :]).sum())
     for key in ("truncated", "done"):
         flags = batch.get(("next", key), None)

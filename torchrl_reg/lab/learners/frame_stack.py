@@ -1,4 +1,4 @@
-"""Replay storage that keeps one frame of a transition instead of two stacks of them."""
+"""Replay storage of single frames, from which stacked observations are rebuilt."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torchrl_reg.lab.errors import require
 
 
 class EpisodeStarts:
-    """A queue of images ``[H, W]``, each with the number of the row whose episode it begins, in order of rows.
+    """A queue of the first images ``[H, W]`` of episodes, each with the number of the episode's first row, ascending.
 
-    Starts are counted from the first one ever. The memory doubles when it is full.
+    Starts are numbered from the first one on, dropped ones included. The capacity doubles when it is full.
 
     Args:
-        device: where the images lie.
+        device: device of the images.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,19 +32,19 @@ class EpisodeStarts:
 
     def clear(self) -> None:
         self._images: Tensor | None = None
-        self._rows: deque[int] = deque()  # of those kept
-        self._first = 0  # count of the oldest kept
+        self._rows: deque[int] = deque()  # of the starts in memory
+        self._first = 0  # number of the oldest start in memory
 
     @property
     def count(self) -> int:
-        """Starts so far, those no longer kept included."""
+        """Number of starts so far, dropped ones included."""
         return self._first + len(self._rows)
 
     def bytes(self) -> int:
         return 0 if self._images is None else self._images.nbytes
 
     def append(self, images: Tensor, rows: Sequence[int]) -> None:
-        """Adds ``images [E, H, W]``, which begin the rows numbered ``rows`` (ascending)."""
+        """Appends the starts ``images [E, H, W]`` of the rows numbered ``rows`` (ascending)."""
         if not len(rows):
             return
         self._reserve(len(self._rows) + len(rows), images)
@@ -54,27 +54,27 @@ class EpisodeStarts:
         self._rows.extend(rows)
 
     def drop_before(self, row: int) -> None:
-        """Forgets the starts of rows numbered below ``row``."""
+        """Drops the starts of rows numbered below ``row``."""
         while self._rows and self._rows[0] < row:
             self._rows.popleft()
             self._first += 1
 
     def images(self, counts: Tensor) -> Tensor:
-        """The images ``[B, H, W]`` of the starts numbered ``counts [B]``; anything for those no longer kept."""
+        """The images ``[B, H, W]`` of the starts numbered ``counts [B]``; arbitrary images for dropped ones."""
         assert self._images is not None
         return self._images.index_select(0, counts.long() % len(self._images))
 
     def between(self, start: int, stop: int) -> dict[str, Any]:
         """The starts of rows ``start`` to ``stop``, for :meth:`load`."""
-        chosen = [i for i, row in enumerate(self._rows) if start <= row < stop]
-        rows = [self._rows[i] for i in chosen]
+        selected = [i for i, row in enumerate(self._rows) if start <= row < stop]
+        rows = [self._rows[i] for i in selected]
         if not rows:
             return {"first": self.count, "rows": [], "images": None}
-        counts = self._first + torch.tensor(chosen, device=self._device)
+        counts = self._first + torch.tensor(selected, device=self._device)
         return {"first": int(counts[0]), "rows": rows, "images": self.images(counts).cpu()}
 
     def load(self, starts: Mapping[str, Any]) -> None:
-        """Adds what :meth:`between` gave, after the starts of all rows before."""
+        """Appends the starts returned by :meth:`between`, in order of rows."""
         if not self._rows:
             self._first = starts["first"]
         if starts["rows"]:
@@ -92,12 +92,12 @@ class EpisodeStarts:
 
 
 OBSERVATION, NEXT_OBSERVATION = "observation", ("next", "observation")
-# What a row holds in place of its stacks: frame [H, W], history and start.
+# Key of the entries that replace the two stacks of a row: frame [H, W], history and start.
 STORED = "frame_stack"
 
 
 class _Checkpointer(TensorStorageCheckpointer):
-    """TorchRL's ``dumps`` and ``loads``, with what is not in the rows."""
+    """TorchRL's ``dumps`` and ``loads``, extended by the state outside of the rows."""
 
     def dumps(self, storage: Any, path: str | os.PathLike[str]) -> None:
         super().dumps(storage, path)
@@ -109,25 +109,24 @@ class _Checkpointer(TensorStorageCheckpointer):
 
 
 class FrameStackStorage(LazyTensorStorage):
-    """A ring of transitions that rebuilds stacked images from single frames, bit for bit.
+    """A ring of transitions that stores one frame per row and rebuilds the stacks of images, bit for bit.
 
-    A row holds the newest frame of its next observation, ``H * W`` bytes where the stacks take ``2 * S * H * W``. The
-    frames before lie in earlier rows of the same environment, but for the first one of an episode, which is kept apart
-    (:class:`EpisodeStarts`). So an observation must be the next observation of the step before, or begin an episode
-    with ``S - 1`` frames that are black or repeat the first one; :meth:`set` compares them all.
+    A row stores the newest frame of its next observation, ``H * W`` bytes instead of ``2 * S * H * W`` for both stacks.
+    Older frames are in earlier rows of the same environment, except the first frame of an episode
+    (:class:`EpisodeStarts`). An observation must therefore equal the next observation of the step before, or start an
+    episode with ``S - 1`` frames that are black or repeat the first one; :meth:`set` checks this.
 
-    Batches are written in order of time with all environments at each step, by a round-robin writer, as the example
-    does.
+    Batches must be written in order of time, all environments at each step, by a round-robin writer, as in the example.
 
-    The two stacks of a sample share memory: do not write into them. When the ring is full, up to ``S * N`` of its
-    oldest rows lack frames that have been overwritten; asked for such a row, :meth:`get` returns the one ``S`` steps
-    later in the same environment.
+    The two stacks of a sample share memory: do not write to them. In a full ring up to ``S * N`` of the oldest rows
+    lack frames that have been overwritten; for such a row :meth:`get` returns the one ``S`` steps later in the same
+    environment.
 
     Args:
         max_size: capacity in transitions, a multiple of ``num_envs`` and at least ``2 * S * N``.
         stack: ``S``, frames in an observation ``[S, H, W]`` (uint8, oldest first); at least 2.
         num_envs: ``N``, environments that step together.
-        device: where the rows lie.
+        device: device of the rows.
 
     Raises:
         UserError: a bad argument.
@@ -149,33 +148,33 @@ class FrameStackStorage(LazyTensorStorage):
     def __init__(self, max_size: int, *, stack: int, num_envs: int, device: torch.device | str = "cpu") -> None:
         require(stack >= 2, "stack", "at least 2 frames", stack)
         require(num_envs >= 1, "num_envs", "at least 1", num_envs)
-        least = 2 * stack * num_envs
-        expected = f"a multiple of num_envs={num_envs} and at least 2 * stack * num_envs={least}"
-        require(max_size % num_envs == 0 and max_size >= least, "max_size", expected, max_size)
+        min_size = 2 * stack * num_envs
+        expected = f"a multiple of num_envs={num_envs} and at least 2 * stack * num_envs={min_size}"
+        require(max_size % num_envs == 0 and max_size >= min_size, "max_size", expected, max_size)
         super().__init__(max_size, device=device)
         self.stack = stack
         self.num_envs = num_envs
-        # By history: rows back to each frame of both stacks, 0 for those before the episode's first row.
+        # Per history: distance in rows to each frame of both stacks, 0 for frames before the episode's first row.
         self._back = (_steps_back(stack) * num_envs).to(self.device)
-        self._keys: list[Any] = []  # of the entries that are stored as they are, once there are any
-        self._written = 0  # rows, those overwritten since included
+        self._keys: list[Any] = []  # of entries other than the stacks, set by the first write
+        self._written = 0  # rows so far, overwritten ones included
         self._starts = EpisodeStarts(self.device)
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        """Writes transitions ``[B]`` at the consecutive rows ``cursor``, the ones after those written last.
+        """Writes transitions ``[B]`` to the rows ``cursor``, which must follow the last row written.
 
         Raises:
-            UserError: the batch does not continue what was written before, step by step.
+            UserError: a batch that does not continue the transitions before.
         """
         self._check_images(data)
         self._check_cursor(cursor, len(data), set_cursor)
-        rows, images, begun = self._to_rows(data.to(self.device))
+        rows, images, start_rows = self._to_rows(data.to(self.device))
         self._write(rows)
-        self._starts.append(images, begun)
+        self._starts.append(images, start_rows)
         self._starts.drop_before(self._written - self.max_size)
 
     def get(self, index: Any) -> TensorDictBase:
-        """The transitions at ``index``, with their stacks: any index of a vector of ``len(self)``.
+        """The transitions at ``index``, any index of a vector of length ``len(self)``, with their stacks.
 
         Raises:
             IndexError: a row that has not been written.
@@ -185,37 +184,37 @@ class FrameStackStorage(LazyTensorStorage):
             index = torch.arange(size, device=self.device)[index]
         rows = index.reshape(-1).to(self.device, torch.long)
         if not rows.is_cuda and len(rows):
-            least, most = rows.aminmax()
-            if least < 0 or most >= size:
-                raise IndexError(f"index must be in rows 0 to {size - 1}, got {least} to {most}.")
-        rows = self._with_history(rows)
+            first, last = rows.aminmax()
+            if first < 0 or last >= size:
+                raise IndexError(f"index must be in rows 0 to {size - 1}, got {first} to {last}.")
+        rows = self._complete_rows(rows)
         frames = self._frames(rows)
-        found = {key: self._storage.get(key).index_select(0, rows) for key in self._keys}
-        found |= {OBSERVATION: frames[:, :-1], NEXT_OBSERVATION: frames[:, 1:]}
-        transitions = TensorDict(found, [len(rows)], device=self.device)
+        entries = {key: self._storage.get(key).index_select(0, rows) for key in self._keys}
+        entries |= {OBSERVATION: frames[:, :-1], NEXT_OBSERVATION: frames[:, 1:]}
+        transitions = TensorDict(entries, [len(rows)], device=self.device)
         return transitions if index.ndim == 1 else transitions.reshape(index.shape)
 
     def rows_returned(self, index: Tensor) -> Tensor:
-        """The rows that :meth:`get` reads for ``index``: of one whose stack was overwritten, a later row."""
-        return self._with_history(index.to(self.device, torch.long))
+        """The rows that :meth:`get` reads for ``index``: later ones where frames have been overwritten."""
+        return self._complete_rows(index.to(self.device, torch.long))
 
     def __repr__(self) -> str:
-        # The inherited one would rebuild every stack.
+        # The inherited method would rebuild all stacks.
         sizes = f"max_size={self.max_size}, stack={self.stack}, num_envs={self.num_envs}"
         return f"{type(self).__name__}({sizes}, len={len(self)}, device={self.device})"
 
     # ------------------------------------------------------------ saving
 
     def bytes(self) -> int:
-        """Memory of the rows and of the starts of their episodes."""
+        """Bytes of the rows and of the episode starts."""
         return (self._storage.bytes() if self.initialized else 0) + self._starts.bytes()
 
     def starts_between(self, start: int, stop: int) -> dict[str, Any]:
-        """Next to the rows numbered ``start`` to ``stop`` as ``_storage`` has them, what :meth:`load_rows` needs."""
+        """Episode starts of the rows numbered ``start`` to ``stop``, for :meth:`load_rows`."""
         return self._starts.between(start, stop)
 
     def load_rows(self, start: int, rows: TensorDictBase, starts: dict[str, Any]) -> None:
-        """Writes ``rows`` as ``_storage`` had them, the first with the number ``start``."""
+        """Writes ``rows`` in the layout of ``_storage``, numbered from ``start``, with their episode starts."""
         self._written = start
         self._write(rows)
         self._starts.load(starts)
@@ -230,7 +229,7 @@ class FrameStackStorage(LazyTensorStorage):
         self.load_counts(state_dict["frame_stack"])
 
     def counts(self) -> dict[str, Any]:
-        """What is not in the rows."""
+        """The state outside of the rows."""
         return {"written": self._written, "starts": self._starts.between(0, self._written)}
 
     def load_counts(self, counts: dict[str, Any]) -> None:
@@ -256,13 +255,13 @@ class FrameStackStorage(LazyTensorStorage):
     def _stored(self, name: str) -> Tensor:
         return self._storage.get((STORED, name))
 
-    def _with_history(self, rows: Tensor) -> Tensor:
-        """``rows [B]``, but rows whose oldest frame has been overwritten move ``S`` steps on."""
+    def _complete_rows(self, rows: Tensor) -> Tensor:
+        """``rows [B]``, moved ``S`` steps on where the oldest frame has been overwritten."""
         if self._written <= self.max_size:
             return rows
         age = (self._written - 1 - rows) % self.max_size
         reach = self.stack * self.num_envs
-        # On a GPU, checking whether there are any old ones would wait for all the work queued before.
+        # Only on the CPU: on a GPU the check would wait for all work in the queue.
         if not rows.is_cuda and not (age >= self.max_size - reach).any():
             return rows
         known = self._stored("history")[rows] % (self.stack + 1)
@@ -270,10 +269,10 @@ class FrameStackStorage(LazyTensorStorage):
         return torch.where(lost, (rows + reach) % self.max_size, rows)
 
     def _frames(self, rows: Tensor) -> Tensor:
-        """``[B, S + 1, H, W]``: the observation's frames, then the next observation's newest one."""
+        """``[B, S + 1, H, W]``: the frames of the observation, then the newest frame of the next observation."""
         back = self._back[self._stored("history")[rows].long()]
         sources = (rows.unsqueeze(1) - back) % self.max_size
-        # On uint8 images index_select takes an eighth of the time of indexing.
+        # index_select is 8 times as fast as indexing on uint8 images.
         frames = self._stored("frame").index_select(0, sources.flatten()).unflatten(0, sources.shape)
         if frames.is_cuda:
             return self._with_starts(frames, rows)
@@ -284,7 +283,7 @@ class FrameStackStorage(LazyTensorStorage):
         return frames
 
     def _with_starts(self, frames: Tensor, rows: Tensor) -> Tensor:
-        """``frames [B, S + 1, H, W]`` with the first frame of the episode, black or repeated before it."""
+        """``frames [B, S + 1, H, W]`` with the episode's first frame filled in, black or repeated before it."""
         history = self._stored("history").index_select(0, rows)
         known, repeats = (history % (self.stack + 1)).unsqueeze(1), (history > self.stack).unsqueeze(1)
         back = torch.arange(self.stack, -1, -1, device=self.device)
@@ -298,7 +297,7 @@ class FrameStackStorage(LazyTensorStorage):
 
     def _write(self, rows: TensorDictBase) -> None:
         first = self._written % self.max_size
-        # Slices: writing uint8 images at an index tensor takes ten times as long.
+        # Slices: writing uint8 images at an index tensor is 10 times as slow.
         before_wrap, after_wrap = rows[: self.max_size - first], rows[self.max_size - first :]
         super().set(slice(first, first + len(before_wrap)), before_wrap)
         if len(after_wrap):
@@ -313,7 +312,7 @@ class FrameStackStorage(LazyTensorStorage):
             require(fits and images.shape[1] == self.stack, f"{key}", f"uint8 [B, stack={self.stack}, H, W]", got)
 
     def _check_cursor(self, cursor: Any, count: int, set_cursor: bool) -> None:
-        require(set_cursor, "cursor", "the rows after those written last, as extend gives them", cursor)
+        require(set_cursor, "cursor", "the rows after those written last, as passed by extend", cursor)
         expected = f"whole steps of num_envs={self.num_envs} environments, at most max_size={self.max_size}"
         require(count % self.num_envs == 0 and 0 < count <= self.max_size, "batch", expected, count)
         first, last = int(cursor[0]), int(cursor[-1])
@@ -321,27 +320,27 @@ class FrameStackStorage(LazyTensorStorage):
         require(follows, "cursor", "the rows after those written last", f"{first} to {last}")
 
     def _to_rows(self, data: TensorDictBase) -> tuple[TensorDictBase, Tensor, list[int]]:
-        """What is stored of the transitions ``data [B]``; first images ``[E, H, W]`` of episodes, and their rows."""
+        """Rows to store for transitions ``data [B]``; first images ``[E, H, W]`` of episodes; their row numbers."""
         observation, next_observation = data.get(OBSERVATION), data.get(NEXT_OBSERVATION)
-        moved_on = _equal(next_observation[:, :-1], observation[:, 1:]).all()
-        require(bool(moved_on), "next observation", "the observation moved on by one frame", "another stack")
+        shifted = _equal(next_observation[:, :-1], observation[:, 1:]).all()
+        require(bool(shifted), "next observation", "the observation shifted by one frame", "another stack")
         follows = self._follows(observation, next_observation)
-        begun = (~follows).nonzero().squeeze(1)
-        first = observation.index_select(0, begun)
+        starts = (~follows).nonzero().squeeze(1)
+        first = observation.index_select(0, starts)
         black, repeated = _equal(first[:, :-1], torch.zeros_like(first[:, :-1])), _equal(first[:, :-1], first[:, -1:])
-        expected = "rows in order of time whose stacks move on by one frame or begin black or repeated"
+        expected = "rows in order of time whose stacks shift by one frame or start black or repeated"
         require(bool((black | repeated).all()), OBSERVATION, expected, "a stack that earlier rows do not contain")
-        begins = torch.zeros_like(follows, dtype=torch.int16)
-        begins[begun] = torch.where(black, 0, self.stack + 1).to(torch.int16)
-        history, start = self._ages(follows, begins)
+        initial = torch.zeros_like(follows, dtype=torch.int16)
+        initial[starts] = torch.where(black, 0, self.stack + 1).to(torch.int16)
+        history, start = self._histories(follows, initial)
         stored = {"frame": next_observation[:, -1], "history": history, "start": start}
-        # The writer's "index" would only repeat where a row lies.
+        # Without the writer's "index", the row's own position.
         rows = data.exclude(OBSERVATION, NEXT_OBSERVATION, "index")
         rows.set(STORED, TensorDict(stored, [len(data)], device=self.device))
-        return rows, first[:, -1], [self._written + i for i in begun.tolist()]
+        return rows, first[:, -1], [self._written + i for i in starts.tolist()]
 
     def _follows(self, observation: Tensor, next_observation: Tensor) -> Tensor:
-        """Whether each ``observation [B, S, H, W]`` is the next one of the step before, bool ``[B]``."""
+        """True where ``observation [B, S, H, W]`` equals the next observation of the step before, ``[B]``."""
         n = self.num_envs
         follows = torch.zeros(len(observation), dtype=torch.bool, device=self.device)
         if len(self):
@@ -349,22 +348,22 @@ class FrameStackStorage(LazyTensorStorage):
         follows[n:] = _equal(observation[n:], next_observation[:-n])
         return follows
 
-    def _ages(self, follows: Tensor, begins: Tensor) -> tuple[Tensor, Tensor]:
-        """By row ``history`` (int16 ``[B]``) and the count of its episode's start (int32 ``[B]``).
+    def _histories(self, follows: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+        """``history`` of each row (int16 ``[B]``) and the number of its episode's start (int32 ``[B]``).
 
-        ``history = h <= S``: h earlier rows belong to the episode's frames, black is before the first one; with
-        ``S + 1`` added: the first frame is repeated before itself.
+        ``history = h <= S``: the h rows before belong to the same episode, and frames before its first one are black;
+        ``history = h + S + 1``: they repeat the first one.
         """
         n = self.num_envs
         counts = (self._starts.count - 1 + (~follows).cumsum(0)).to(torch.int32)
-        history, start = begins[:n], counts[:n]
+        history, start = initial[:n], counts[:n]
         if len(self):
             newest = self._newest_rows()
             history, start = self._stored("history")[newest], self._stored("start")[newest]
         histories, starts = [], []
-        for follow, begin, count in zip(follows.split(n), begins.split(n), counts.split(n), strict=True):
+        for follow, first, count in zip(follows.split(n), initial.split(n), counts.split(n), strict=True):
             longer = history + (history % (self.stack + 1) < self.stack)
-            history = torch.where(follow, longer, begin)
+            history = torch.where(follow, longer, first)
             start = torch.where(follow, start, count)
             histories.append(history)
             starts.append(start)
@@ -375,12 +374,12 @@ class FrameStackStorage(LazyTensorStorage):
 
 
 def _steps_back(stack: int) -> Tensor:
-    """Steps back to the row of each frame of both stacks, 0 for those not in rows: int64 ``[2 (S + 1), S + 1]``."""
+    """Steps back to the row of each frame of both stacks, 0 for frames not in rows: int64 ``[2 (S + 1), S + 1]``."""
     back, known = torch.arange(stack, -1, -1), torch.arange(stack + 1).unsqueeze(1)
     return torch.where(back <= known, back, 0).repeat(2, 1)
 
 
 def _equal(images: Tensor, others: Tensor) -> Tensor:
-    """Whether ``images`` and ``others`` (uint8, ``[B, F, H, W]``) are the same, bool ``[B]``."""
-    # Several times as fast as comparing and reducing bools.
+    """True where ``images`` and ``others`` (uint8, ``[B, F, H, W]``) are equal, ``[B]``."""
+    # Several times as fast as (images == others).all().
     return (images ^ others).flatten(1).amax(1) == 0

@@ -1,4 +1,4 @@
-"""What the recipes for continuous actions share: their hyperparameters, and everything around the loss."""
+"""Hyperparameters and learner of the recipes for continuous actions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from torchrl_reg.lab.run.run import Run
 
 @dataclass
 class PolicyLearning(Learning):
-    """Hyperparameters of learning a policy from replay, in frames and updates: default, unit, source; for Pendulum.
+    """Hyperparameters of learning a policy from replay: default (for Pendulum), unit, source.
 
-    A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [S]
+    A recipe's ``Algo`` derives from it and adds those of its method; env and paper presets override both. Sources: [S]
     Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018.
     """
 
@@ -43,13 +43,13 @@ class PolicyLearning(Learning):
         """Checks the ranges.
 
         Raises:
-            UserError: a value out of range; the sentence names it.
+            UserError: a value out of range.
         """
         super().validate()
 
 
-class _UniformFirst(nn.Module):
-    """Acts with ``policy``, whose actions uniformly random ones replace while ``is_early()``."""
+class _RandomUntilLearning(nn.Module):
+    """``policy``, with uniformly random actions while ``is_early()``."""
 
     def __init__(self, policy: Policy, env: EnvBase, is_early: Callable[[], bool]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _UniformFirst(nn.Module):
 
 
 class PolicyLearner(Learner):
-    """A learner of a policy from replay, with any loss, as set by ``algo``.
+    """Learns a policy from replay with any loss, as set by ``algo``.
 
     Args:
         run, algo, loss, target, max_grad_norm: see :class:`Learner`.
@@ -89,16 +89,16 @@ class PolicyLearner(Learner):
         self.sequences = sequences
 
     def collect(self, env: EnvBase, policy: Policy) -> Iterator[TensorDictBase]:
-        """Batches ``[num_envs, collect_steps]`` of the run."""
+        """Yields batches ``[num_envs, collect_steps]``."""
         algo, run = self.algo, self.run
         if algo.random_until_learning:
-            taken = [key for key in self.loss.in_keys if key == "action_index"]
-            require(not taken, "algo.random_until_learning", "false where the loss reads the index of a bin", True)
-            policy = _UniformFirst(policy, env, lambda: run.frames < algo.learning_starts_frames)
+            indices = [key for key in self.loss.in_keys if key == "action_index"]
+            require(not indices, "algo.random_until_learning", "false where the loss reads the index of a bin", True)
+            policy = _RandomUntilLearning(policy, env, lambda: run.frames < algo.learning_starts_frames)
         return super().collect(env, policy)
 
     def store(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in order of time, or as sequences; of a binned action the bins."""
+        """Stores the entries of ``batch`` that the loss reads, as transitions in order of time or as sequences."""
         if not self.sequences:
             return super().store(batch)
         store(self.replay, batch.select(*self.loss.in_keys))

@@ -1,4 +1,4 @@
-"""Replay: rows stored and read fast, uniform and prioritized sampling, files of the rows that are new."""
+"""Replay: fast storage and sampling of transitions, prioritized sampling, incremental checkpoints."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from torchrl_reg.lab.errors import require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.run.files import partial_path, publish
 
-# Most bytes of transitions in a chunk file: bounds the memory a checkpoint takes.
+# Maximum bytes of transitions in a chunk file, to bound the memory of writing a checkpoint.
 CHUNK_BYTES = 256 * 2**20
-# Minibatches gathered by one indexing operation (each at an eighth of the cost, on small networks).
+# Uniform minibatches gathered by one indexing operation, at an eighth of the cost of separate ones for small rows.
 MINIBATCHES_PER_GATHER = 16
 
 
@@ -38,34 +38,39 @@ def make_replay(
     sampler: Sampler | None = None,
     transform: Transform | None = None,
 ) -> TensorDictReplayBuffer:
-    """A replay buffer of ``capacity`` transitions with a random generator of its own, which a run seeds.
+    """A replay buffer of ``capacity`` transitions with a separate random generator, seeded by the run.
 
-    They are kept on ``device``, or in a ``storage`` of that capacity. A sampler over trajectories needs a
+    Transitions are stored on ``device``, or in a ``storage`` of the same capacity. Samplers of trajectories need a
     two-dimensional storage, or ``run.collect(track_trajectories=True)``. Observations that stack ``frame_stack`` > 1
-    images are stored one image at a time (:class:`FrameStackStorage`): extend it with rows of ``num_envs`` environments
-    in time order.
+    images are stored one image at a time (:class:`FrameStackStorage`), and must be written in order of time, all
+    ``num_envs`` environments at each step.
 
     Raises:
-        UserError: a capacity that does not hold a minibatch or a stack, or is not that of the storage.
+        UserError: a capacity below a minibatch or two stacks per environment, or other than that of the storage.
     """
     require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
     if frame_stack > 1:
-        least = 2 * frame_stack * num_envs
-        require(capacity >= least, "replay capacity", f"at least 2 * frame_stack * num_envs = {least}", capacity)
+        minimum = 2 * frame_stack * num_envs
+        require(capacity >= minimum, "replay capacity", f"at least 2 * frame_stack * num_envs = {minimum}", capacity)
         capacity -= capacity % num_envs
         storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device)
     elif storage is None:
         storage = TransitionStorage(capacity, device=device)
     require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
-    parts = {"storage": storage, "sampler": sampler, "transform": transform}
-    return TensorDictReplayBuffer(**parts, batch_size=batch_size, generator=torch.Generator(storage.device))
+    return TensorDictReplayBuffer(
+        storage=storage,
+        sampler=sampler,
+        transform=transform,
+        batch_size=batch_size,
+        generator=torch.Generator(storage.device),
+    )
 
 
 def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[TensorDictBase]:
-    """Yields ``count`` minibatches of ``replay.batch_size``, distributed as ``count`` separate samples.
+    """Yields ``count`` minibatches of ``replay.batch_size``, distributed like ``count`` separate samples.
 
-    Uniform samples do not depend on what is learned in between, so many are gathered at once.
-    Any other sampler is asked each time, after the priority update of the previous minibatch.
+    Uniform samples do not depend on the updates in between, so several are gathered at once. Other samplers draw one
+    minibatch at a time, after the priority update of the previous one.
     """
     size = replay.batch_size
     if type(replay.sampler) is StratifiedSampler and replay.storage.ndim == 1 and not replay._transform:
@@ -75,22 +80,22 @@ def draw_minibatches(replay: TensorDictReplayBuffer, count: int) -> Iterator[Ten
         for _ in range(count):
             yield replay.sample()
         return
-    replay._warned_batch_size_conflict = True  # else it warns that this is not its batch size
+    replay._warned_batch_size_conflict = True  # suppresses a warning about the other batch size
     for start in range(0, count, MINIBATCHES_PER_GATHER):
-        together = min(MINIBATCHES_PER_GATHER, count - start)
-        yield from _split(replay.sample(together * size), size)
+        minibatches = min(MINIBATCHES_PER_GATHER, count - start)
+        yield from _split(replay.sample(minibatches * size), size)
 
 
 def _prioritized(replay: TensorDictReplayBuffer, size: int) -> TensorDictBase:
-    """``replay.sample()`` without its locks, transforms and copies: 100 us less."""
+    """``replay.sample()`` without locks, transforms and copies: 100 us faster."""
     index, info = replay.sampler.sample(replay.storage, size)
     rows = replay.storage.get(index)
-    found = {**dict(rows.items()), "index": index, **info}
-    return unchecked_tensordict(found, list(rows.batch_size), device=rows.device)
+    entries = {**dict(rows.items()), "index": index, **info}
+    return unchecked_tensordict(entries, list(rows.batch_size), device=rows.device)
 
 
 def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:
-    """``replay.extend(rows)``, some 35 us faster: TorchRL copies rows for transforms even where there are none."""
+    """``replay.extend(rows)``, about 35 us faster: TorchRL copies the rows for transforms even without any."""
     if replay._transform or entry(rows, replay.priority_key) is not None:
         replay.extend(rows)
     else:
@@ -98,13 +103,13 @@ def store(replay: TensorDictReplayBuffer, rows: TensorDictBase) -> None:
 
 
 def _split(rows: TensorDictBase, size: int) -> list[TensorDictBase]:
-    """``rows.split(size)`` into pieces of equal size, without TensorDict's checks of each piece."""
+    """``rows.split(size)`` into pieces of equal size, without the checks of TensorDict's constructor."""
     if len(rows) == size:
         return [rows]
     sizes = [size] * (len(rows) // size)
     pieces: list[dict[str, Any]] = [{} for _ in sizes]
-    for name, held in rows.items():
-        parts = held.split_with_sizes(sizes) if isinstance(held, Tensor) else _split(held, size)
+    for name, value in rows.items():
+        parts = value.split_with_sizes(sizes) if isinstance(value, Tensor) else _split(value, size)
         for piece, part in zip(pieces, parts, strict=True):
             piece[name] = part
     return [unchecked_tensordict(piece, [size, *rows.batch_size[1:]], device=rows.device) for piece in pieces]
@@ -121,27 +126,26 @@ def rows_in_time(batch: TensorDictBase, keys: Iterable[NestedKey]) -> TensorDict
     return unchecked_tensordict(rows, [batch.numel()], device=batch.device)
 
 
-def _entries(batch: TensorDictBase, keys: Iterable[NestedKey], change: Callable[[Tensor], Tensor]) -> dict[Any, Any]:
-    """The changed entries ``keys`` of ``batch``, nested as there; without those that are absent."""
-    found: dict[Any, Any] = {}
+def _entries(batch: TensorDictBase, keys: Iterable[NestedKey], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """``change`` of the entries ``keys`` present in ``batch``, as nested dictionaries."""
+    entries: dict[str, Any] = {}
     for key in keys:
         value = entry(batch, key)
         if value is None:
             continue
         *path, name = (key,) if isinstance(key, str) else key
-        place = found
+        parent = entries
         for part in path:
-            place = place.setdefault(part, {})
-        place[name] = change(value)
-    return found
+            parent = parent.setdefault(part, {})
+        parent[name] = change(value)
+    return entries
 
 
 class TransitionStorage(LazyTensorStorage):
-    """A :class:`~torchrl.data.LazyTensorStorage` with the same rows and answers, but faster.
+    """A faster :class:`~torchrl.data.LazyTensorStorage` with the same results.
 
-    Rows at a vector of indices are gathered entry by entry with ``index_select``, which takes an eighth of the time of
-    indexing on images; rows that follow each other, as a round-robin writer has them, are copied as slices. Everything
-    else is left to TorchRL.
+    Rows at a vector of indices are gathered with ``index_select``, 8 times as fast as indexing on images. Consecutive
+    rows, as written by a round-robin writer, are copied as slices. TorchRL handles all other cases.
 
     >>> from torchrl.data import TensorDictReplayBuffer
     >>> replay = TensorDictReplayBuffer(storage=TransitionStorage(100), batch_size=4)
@@ -152,31 +156,31 @@ class TransitionStorage(LazyTensorStorage):
 
     def get(self, index: Any) -> Any:
         rows = self._storage
-        vector = isinstance(index, Tensor) and index.dtype == torch.long and index.ndim == 1 and index.numel()
-        if not (vector and self.ndim == 1 and isinstance(rows, TensorDict)):
+        is_vector = isinstance(index, Tensor) and index.dtype == torch.long and index.ndim == 1 and index.numel()
+        if not (is_vector and self.ndim == 1 and isinstance(rows, TensorDict)):
             return super().get(index)
-        # Rows that were not written yet have no answer, and a negative index counts from the last one that was.
+        # index_select would read unwritten rows, and refuses negative indices.
         if not index.is_cuda:
-            least, most = index.aminmax()
-            if least < 0 or most >= len(self):
+            first, last = index.aminmax()
+            if first < 0 or last >= len(self):
                 return super().get(index)
-        return _gathered(rows, index)
+        return _gather(rows, index)
 
     def set(self, cursor: Any, data: Any, *, set_cursor: bool = True) -> None:
         pairs = _pairs(self._storage, data) if self.initialized and set_cursor and self.ndim == 1 else None
         slices = [] if pairs is None else self._slices(cursor)
         if pairs is None or not slices:
             return super().set(cursor, data, set_cursor=set_cursor)
-        # What TorchRL's does, but for the search through every kind of data and of index.
+        # As TorchRL's method, without its dispatch on types of data and indices.
         self._set_last_cursor(cursor)
         self._get_new_len(data, cursor)
-        for held, given in pairs:
-            for place, source in slices:
-                held[place] = given if len(slices) == 1 else given[source]
+        for stored, value in pairs:
+            for rows, source in slices:
+                stored[rows] = value if len(slices) == 1 else value[source]
         self._bump_mutation_revision()
 
     def _slices(self, cursor: Any) -> list[tuple[slice, slice]]:
-        """The one or two slices that ``cursor`` is, each with that of the data; none if it is something else."""
+        """``cursor`` as one or two slices of rows, each with its slice of the data; empty if not consecutive."""
         if not isinstance(cursor, Tensor) or cursor.is_cuda or cursor.ndim != 1 or not 0 < len(cursor) <= self.max_size:
             return []
         numbers = cursor.tolist()
@@ -189,33 +193,33 @@ class TransitionStorage(LazyTensorStorage):
 
 
 def _pairs(rows: Any, data: Any) -> list[tuple[Tensor, Tensor]] | None:
-    """Each tensor of ``rows`` with that of ``data``; None unless both are plain dicts of the same names and shapes."""
+    """Pairs of tensors of ``rows`` and ``data``; None unless both are TensorDicts with the same keys and shapes."""
     if type(rows) is not TensorDict or type(data) is not TensorDict or rows.keys() != data.keys():
         return None
-    found: list[tuple[Tensor, Tensor]] = []
-    for name, held in rows.items():
-        given = entry(data, name)
-        if not isinstance(held, Tensor):
-            nested = _pairs(held, given)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for name, stored in rows.items():
+        value = entry(data, name)
+        if not isinstance(stored, Tensor):
+            nested = _pairs(stored, value)
             if nested is None:
                 return None
-            found += nested
-        elif isinstance(given, Tensor) and given.shape[1:] == held.shape[1:]:
-            found.append((held, given))
+            pairs += nested
+        elif isinstance(value, Tensor) and value.shape[1:] == stored.shape[1:]:
+            pairs.append((stored, value))
         else:
             return None
-    return found
+    return pairs
 
 
-def _gathered(rows: TensorDictBase, index: Tensor) -> TensorDict:
-    found: dict[str, Any] = {}
-    for name, held in rows.items():
-        found[name] = held.index_select(0, index) if isinstance(held, Tensor) else _gathered(held, index)
-    return unchecked_tensordict(found, [len(index), *rows.batch_size[1:]], device=rows.device)
+def _gather(rows: TensorDictBase, index: Tensor) -> TensorDict:
+    entries: dict[str, Any] = {}
+    for name, value in rows.items():
+        entries[name] = value.index_select(0, index) if isinstance(value, Tensor) else _gather(value, index)
+    return unchecked_tensordict(entries, [len(index), *rows.batch_size[1:]], device=rows.device)
 
 
 class Chunk(TypedDict):
-    """One file of transitions: ``start`` to ``stop`` in order of writing since the run began."""
+    """A file with the rows ``start`` to ``stop``, numbered in order of writing."""
 
     file: str
     start: int
@@ -224,11 +228,10 @@ class Chunk(TypedDict):
 
 
 class ReplayChunks:
-    """Saves a replay buffer as files of the rows written since the last save.
+    """Saves a replay buffer incrementally, in files of the rows written since the last save.
 
-    A row never changes once written (priorities live in the sampler), so old files stay valid
-    until the ring has overwritten all their rows. Rows are counted along the first dimension
-    of the storage.
+    Rows do not change once written (priorities are part of the sampler), so a file stays valid until the ring has
+    overwritten all its rows. Rows are numbered along the first dimension of the storage.
     """
 
     def __init__(self, folder: Path, replay: TensorDictReplayBuffer) -> None:
@@ -237,7 +240,7 @@ class ReplayChunks:
         self._chunks: list[Chunk] = []
 
     def save(self) -> dict[str, Any]:
-        """Writes the new rows and returns what :meth:`load` needs to find all of them."""
+        """Writes the new rows, and returns the state for :meth:`load`."""
         written = self.replay.write_count
         if written:
             capacity = self._storage().shape[0]
@@ -253,13 +256,13 @@ class ReplayChunks:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Fills the empty buffer with the rows it held when ``state`` was saved."""
+        """Fills the empty buffer with the rows at the time of :meth:`save`."""
         self._chunks = list(state["chunks"])
         storage = self.replay.storage
         for chunk in self._chunks:
             content = torch.load(self.folder / chunk["file"], weights_only=True)
             batch = TensorDict(dict(content["entries"]), content["batch_size"])
-            # Rows overwritten since then are loaded too; a later chunk overwrites them again.
+            # Includes rows that had been overwritten; a later chunk overwrites them again.
             if isinstance(storage, FrameStackStorage):
                 storage.load_rows(chunk["start"], batch, content["starts"])
                 continue
@@ -269,7 +272,7 @@ class ReplayChunks:
         _load_sampler_state(self.replay, state["sampler"])
 
     def damaged(self, chunks: list[Chunk]) -> Path | None:
-        """The first of ``chunks`` that is missing or does not hold what was written, if any."""
+        """The file of the first of ``chunks`` that is missing or has another checksum; None if all are intact."""
         for chunk in chunks:
             path = self.folder / chunk["file"]
             if not path.exists() or _digest(path) != chunk["sha256"]:
@@ -277,10 +280,10 @@ class ReplayChunks:
         return None
 
     def keep_only(self, chunks: list[Chunk]) -> None:
-        """Deletes every file of the folder that is not among ``chunks``."""
-        kept = {chunk["file"] for chunk in chunks}
+        """Deletes all files in the folder except those of ``chunks``."""
+        names = {chunk["file"] for chunk in chunks}
         for path in self.folder.glob("*") if self.folder.exists() else ():
-            if path.name not in kept:
+            if path.name not in names:
                 path.unlink()
 
     def _storage(self) -> TensorDictBase:
@@ -289,13 +292,13 @@ class ReplayChunks:
         return storage._storage
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Splits ``[start, stop)`` where the ring wraps, into pieces of at most ``CHUNK_BYTES``."""
+        """Splits ``[start, stop)`` into pieces of up to ``CHUNK_BYTES`` that do not cross the end of the ring."""
         storage = self._storage()
         capacity = storage.shape[0]
         row_bytes = max(1, storage.bytes() // capacity)
-        most = max(1, CHUNK_BYTES // row_bytes)
+        max_rows = max(1, CHUNK_BYTES // row_bytes)
         while start < stop:
-            end = min(stop, start + most, start - start % capacity + capacity)
+            end = min(stop, start + max_rows, start - start % capacity + capacity)
             yield start, end
             start = end
 
@@ -303,7 +306,7 @@ class ReplayChunks:
         storage = self._storage()
         first = start % storage.shape[0]
         rows = storage[first : first + stop - start]
-        # Copied, because saving a view would write the whole buffer.
+        # Cloned, because torch.save of a view writes the whole buffer.
         entries = [(key, value.cpu().clone()) for key, value in rows.items(include_nested=True, leaves_only=True)]
         path = self.folder / f"{start:012d}-{stop:012d}.pt"
         partial = partial_path(path)
@@ -317,7 +320,7 @@ class ReplayChunks:
 
 
 def _sampler_state(replay: TensorDictReplayBuffer) -> dict[str, Any]:
-    """The sampler's state as plain tensors; its own holds C++ trees, which need pickle."""
+    """The state of the sampler as tensors: TorchRL's contains C++ trees, which need pickle."""
     state = dict(replay.sampler.state_dict())
     if isinstance(replay.sampler, PrioritizedSampler):
         leaves = torch.arange(replay.sampler.max_size)
@@ -346,12 +349,12 @@ def _digest(path: Path) -> str:
 
 
 class StratifiedSampler(PrioritizedSampler):
-    r"""Draws row i with probability :math:`P_i \propto (p_i + \epsilon)^\alpha`, one from each of B equal masses.
+    r"""Draws row i with probability :math:`P_i \propto (p_i + \epsilon)^\alpha`, one from each of B equal strata.
 
-    Importance weights are :math:`(N P_i)^{-\beta}` over the largest of the minibatch (TorchRL: of the whole buffer),
-    so that the mean update is that of uniform sampling at :math:`\beta = 1`, up to this factor, and follows
-    :math:`p^{\alpha (1 - \beta)}` below. New rows get the largest priority seen so far. A third of the time of
-    TorchRL's, whose state, files and methods it has; the trees are kept on the CPU.
+    Importance weights are :math:`(N P_i)^{-\beta}` divided by the largest of the minibatch (TorchRL: of the buffer).
+    Up to this factor, the mean update is that of uniform sampling at :math:`\beta = 1`, and weighted by
+    :math:`p^{\alpha (1 - \beta)}` for smaller :math:`\beta`. New rows get the largest priority so far. Compatible with
+    TorchRL's ``PrioritizedSampler`` in state, files and methods, and 3 times as fast; the trees are on the CPU.
 
     Args:
         max_capacity: rows of the storage.
@@ -378,12 +381,12 @@ class StratifiedSampler(PrioritizedSampler):
         """Indices ``[B]`` of rows and their ``priority_weight`` ``[B]``, in (0, 1]."""
         if storage.ndim > 1 or not len(storage):
             return super().sample(storage, batch_size)  # type: ignore[return-value]
-        # NumPy on so few numbers: a tenth of the time of torch.
+        # NumPy is 10 times as fast as torch on a minibatch of numbers.
         places = torch.rand(batch_size, generator=self._rng).numpy() + np.arange(batch_size, dtype=np.float32)
         places *= self._sum_tree.query(0, len(storage)) / batch_size
         index = np.minimum(self._sum_tree.scan_lower_bound(places), len(storage) - 1)
         masses = self._sum_tree[index]
-        if not masses.all():  # a rounding error put one on a row that has none
+        if not masses.all():  # rounding selected a row without mass
             return super().sample(storage, batch_size)  # type: ignore[return-value]
         weight = (masses / masses.min()) ** np.float32(-self._beta)
         rows, weights = torch.from_numpy(index), torch.from_numpy(weight)
@@ -391,31 +394,31 @@ class StratifiedSampler(PrioritizedSampler):
         return rows.to(device), {"priority_weight": weights.to(device)}
 
     def update_priority(self, index: Any, priority: Any, *, storage: Any = None) -> None:
-        """Gives rows ``index [B]`` the priorities ``priority [B]``; negative indices are rows that a writer left out.
+        """Sets the priorities of rows ``index [B]`` to ``priority [B]``; negative indices are skipped rows.
 
         Raises:
             ValueError: a priority that is not finite and >= 0, or an index beyond the capacity.
         """
         rows = torch.as_tensor(index).cpu().numpy()
-        given = torch.as_tensor(priority).detach().reshape(-1).to("cpu", self.dtype).numpy()
-        if given.size and not (given.min() >= 0 and given.max() < np.inf):
-            bad = given[~((given >= 0) & (given < np.inf))][0]
+        priorities = torch.as_tensor(priority).detach().reshape(-1).to("cpu", self.dtype).numpy()
+        if priorities.size and not (priorities.min() >= 0 and priorities.max() < np.inf):
+            bad = priorities[~((priorities >= 0) & (priorities < np.inf))][0]
             raise ValueError(f"priority must be finite and >= 0, got {bad}.")
-        if rows.ndim < 2 and rows.size and rows.max() >= self._max_capacity:  # the trees would write out of bounds
+        if rows.ndim < 2 and rows.size and rows.max() >= self._max_capacity:  # the C++ trees do not check bounds
             raise ValueError(f"index must be below the capacity of {self._max_capacity}, got {rows.max()}.")
         plain = isinstance(index, Tensor) and rows.ndim == 1 and isinstance(priority, Tensor)
-        plain = plain and 0 < given.size == rows.size and not self._max_priority_within_buffer
+        plain = plain and 0 < priorities.size == rows.size and not self._max_priority_within_buffer
         if not plain or rows.min() < 0:
             return super().update_priority(index, priority, storage=storage)
-        place, largest = given.argmax(), self._max_priority[0]  # type: ignore[has-type]
-        if largest is None or given[place] > largest:
-            self._max_priority = (torch.tensor(given[place]), torch.tensor(rows[place]))  # type: ignore[assignment]
-        masses = (given + np.float32(self._eps)) ** np.float32(self._alpha)
+        position, largest = priorities.argmax(), self._max_priority[0]  # type: ignore[has-type]
+        if largest is None or priorities[position] > largest:
+            self._max_priority = (torch.tensor(priorities[position]), torch.tensor(rows[position]))  # type: ignore[assignment]
+        masses = (priorities + np.float32(self._eps)) ** np.float32(self._alpha)
         self._sum_tree[rows] = masses
         self._min_tree[rows] = masses
 
     def mark_update(self, index: Any, *, storage: Any = None) -> None:
-        """Gives rows ``index [B]`` the largest priority seen so far."""
+        """Sets the priorities of rows ``index [B]`` to the largest one so far."""
         if isinstance(index, Tensor) and index.ndim == 1:
             self.update_priority(index, torch.full((len(index),), float(self.default_priority)), storage=storage)
         else:

@@ -1,31 +1,34 @@
-"""Numbers that change over a run: what steps them after each batch."""
+"""Schedules of exploration rates, learning rates and coefficients, stepped after each batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchrl.modules import EGreedyModule
 
+if TYPE_CHECKING:
+    from torchrl_reg.lab.run.run import Run
+
 
 class LinearSchedule:
-    """Anneals any number linearly: a rate of exploration, a learning rate, a temperature.
+    """Anneals a number linearly: an exploration rate, a learning rate, a temperature.
 
-    It keeps no state, so a resumed run needs none. Anything else with ``step(run)`` will do in its place.
+    A function of ``run.frames`` without state, so there is nothing to checkpoint. Other schedules need ``step(run)``.
 
     Args:
-        assign: takes the number that is due, e.g. ``loss.regularizer.coefficient.assign`` or ``egreedy.eps.fill_``.
-        start, end: the numbers before and after.
-        over_frames: frames from one to the other.
-        after_frames: frames before that.
+        assign: called with the current value, e.g. ``loss.regularizer.coefficient.assign`` or ``egreedy.eps.fill_``.
+        start, end: first and last value.
+        over_frames: frames from ``start`` to ``end``.
+        after_frames: frames with value ``start`` before.
 
     >>> from types import SimpleNamespace
-    >>> seen = []
-    >>> LinearSchedule(seen.append, 1.0, 0.1, over_frames=1_000).step(SimpleNamespace(frames=500))
-    >>> seen
+    >>> values = []
+    >>> LinearSchedule(values.append, 1.0, 0.1, over_frames=1_000).step(SimpleNamespace(frames=500))
+    >>> values
     [0.55]
     """
 
@@ -35,10 +38,10 @@ class LinearSchedule:
         self.assign, self.start, self.end = assign, start, end
         self.over_frames, self.after_frames = over_frames, after_frames
 
-    def step(self, run: Any) -> None:
-        """Assigns what is due at ``run.frames``."""
-        passed = (run.frames - self.after_frames) / self.over_frames
-        self.assign(self.start + (self.end - self.start) * min(1.0, max(0.0, passed)))
+    def step(self, run: Run) -> None:
+        """Assigns the value at ``run.frames``."""
+        progress = (run.frames - self.after_frames) / self.over_frames
+        self.assign(self.start + (self.end - self.start) * min(1.0, max(0.0, progress)))
 
 
 class EpsilonSchedule(LinearSchedule):
@@ -63,28 +66,28 @@ class EpsilonSchedule(LinearSchedule):
         elif algo.eps_off_frames == 0:
             self.assign(0.0)
 
-    def step(self, run: Any) -> None:
-        """Assigns the epsilon that is due at ``run.frames``."""
+    def step(self, run: Run) -> None:
+        """Assigns the epsilon at ``run.frames``."""
         algo = self.algo
         if run.frames < self.random_frames:
             self.assign(1.0)
         elif algo.eps_off_frames is not None and run.frames >= algo.eps_off_frames:
             self.assign(0.0)
         elif algo.eps_decay == "exponential":
-            left = math.exp(-max(0, run.frames - self.after) / algo.eps_frames)
-            self.assign(algo.eps_end + (algo.eps_start - algo.eps_end) * left)
+            decay = math.exp(-max(0, run.frames - self.after) / algo.eps_frames)
+            self.assign(algo.eps_end + (algo.eps_start - algo.eps_end) * decay)
         else:
             super().step(run)
 
 
-def step_schedule(schedule: Any, run: Any, frames: int) -> None:
+def step_schedule(schedule: Any, run: Run, frames: int) -> None:
     """Steps ``schedule`` by one batch of ``frames`` frames.
 
-    torch's learning-rate schedulers count batches from the first update on, TorchRL's exploration modules count frames;
-    others, like ours, are given the run.
+    torch's learning-rate schedulers are stepped once per batch, from the first update on; TorchRL's exploration modules
+    with the number of frames; others with the run.
     """
     if isinstance(schedule, LRScheduler):
-        if run.updates:  # before the first it would warn
+        if run.updates:  # torch warns if the scheduler is stepped before the optimizer
             schedule.step()
     elif isinstance(schedule, nn.Module):
         schedule.step(frames)  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""What the value-based recipes share: their hyperparameters, and everything around the loss."""
+"""Hyperparameters and learner of the value-based recipes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from torchrl_reg.modules.n_step import NStepTransform
 
 @dataclass
 class ValueLearning(Learning):
-    """Hyperparameters of learning Q-values from replay, in frames and updates: default, unit, source; for CartPole.
+    """Hyperparameters of learning Q-values from replay: default (for CartPole), unit, source.
 
-    A recipe's ``Algo`` derives from it and adds its method's own; env and paper presets override both. Sources: [C]
+    A recipe's ``Algo`` derives from it and adds those of its method; env and paper presets override both. Sources: [C]
     the released code of Vieillard et al. 2020, which runs Dopamine's agents [D].
     """
 
@@ -52,7 +52,7 @@ class ValueLearning(Learning):
     eps_starts_frames: int | None = None  # where annealing begins; null: where learning does
     eps_decay: str = "linear"  # or exponential: towards eps_end, by a factor e every eps_frames
     eps_off_frames: int | None = None  # no epsilon from there on; 0: never any, as with noisy layers
-    random_until_learning: bool = False  # uniformly random actions until then, whatever epsilon is
+    random_until_learning: bool = False  # uniformly random actions until learning starts
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between rounds of updates; at least n_steps
     network_diagnostics: bool = False  # policy churn, action swaps, rank of features, dead units: a quarter slower
@@ -63,7 +63,7 @@ class ValueLearning(Learning):
         """Checks the ranges.
 
         Raises:
-            UserError: a value out of range; the sentence names it.
+            UserError: a value out of range.
         """
         super().validate()
         steps, weighted = self.collect_steps, self.importance_exponent or self.importance_exponent_end
@@ -75,22 +75,21 @@ class ValueLearning(Learning):
 
 
 class ValueLearner(Learner):
-    """A learner of Q-values, with any loss, as set by ``algo``.
+    """Learns Q-values from replay with any loss, as set by ``algo``.
 
     Args:
         run, algo, loss: see :class:`Learner`.
-        target: the updater of its target network; None where there is none.
-        exploration: the schedule of the epsilon-greedy module; or a module alone, which is checkpointed, and annealed
-            by nobody but the caller.
+        target: updater of the target network; None without one.
+        exploration: schedule of the epsilon-greedy module; or the module, which is then checkpointed but not annealed.
         frame_stack: images stacked in one observation. With one-step returns they are stored one at a time, in a
-            quarter of the memory; n-step rows skip frames and stay stacked.
+            quarter of the memory; n-step transitions skip frames and are stored as stacks.
         parameters: parameters or parameter groups for the optimizer; by default all of ``loss``. Only the learning
             rate of the first group is annealed.
 
     Attributes:
-        replay: single transitions, or n-step ones, sampled uniformly, or by priority.
-        optimizer: the one that ``algo`` names.
-        n_step: makes transitions of n steps; None where n is 1.
+        replay: one-step or n-step transitions, sampled uniformly or by priority.
+        optimizer: see ``algo.optimizer``.
+        n_step: transform to n-step transitions; None for one-step returns.
     """
 
     def __init__(
@@ -129,7 +128,7 @@ class ValueLearner(Learner):
             self.schedules.append(LinearSchedule(partial(setattr, sampler, "beta"), *exponents, algo.total_frames))
 
     def store(self, batch: TensorDictBase) -> None:
-        """Stores what the loss reads from ``batch``, in order of time; clips and scales the rewards in place.
+        """Stores the entries of ``batch`` that the loss reads, in order of time; clips and scales the rewards in place.
 
         Raises:
             UserError: a first batch of fewer than ``algo.n_steps`` steps.

@@ -19,10 +19,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from torchrl_reg.collectors import fast_vector, plain_policy
 from torchrl_reg.collectors.fast import restart_finished
-from torchrl_reg.lab.agents.description import Undescribed, described, modules_of
+from torchrl_reg.lab.agents.description import Undescribed, describe, modules_of
 from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
-from torchrl_reg.lab.agents.saved import POLICY_FILE, check_finite, policy_bytes, read_policy, whole
+from torchrl_reg.lab.agents.saved import POLICY_FILE, check_finite, outermost_module, policy_bytes, read_policy
 from torchrl_reg.lab.agents.video import write_video
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
@@ -183,7 +183,7 @@ class PolicyFile:
         facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
         try:
             write_atomically(self._path, policy_bytes(policies, facts))
-            self.modules = modules_of(described(whole(policies)))
+            self.modules = modules_of(describe(outermost_module(policies)))
         except Undescribed as error:
             self._refused = True
             say(f"policy not saved: {error}, so evaluate, play and export will not work for this run")

@@ -1,4 +1,4 @@
-"""A report as a reader sees it, in Chromium."""
+"""A report in Chromium."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: its table against a hand computation, what it names and warns of, and what is missing or hostile."""
+"""The report: its table against a hand computation, names, warnings, missing and hostile input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweeper that asks and tells, as Hydra's Optuna sweeper does: what each trial is told is kept in ``TOLD``."""
+"""An ask-and-tell sweeper, like Hydra's Optuna sweeper, that records the objective of each trial in ``TOLD``."""
 
 from __future__ import annotations
 
