@@ -1,4 +1,4 @@
-"""Makes the README's relative links and images absolute for the package page; hatch calls it when it builds."""
+"""Build hook of hatch: makes relative links and images of the README absolute, for the package page."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 
 class PackagePage(MetadataHookInterface):
-    """Gives ``readme``, from the README and ``project.urls.Source``."""
+    """Sets ``readme`` from the README and ``project.urls.Source``."""
 
     PLUGIN_NAME = "custom"
 

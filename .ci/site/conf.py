@@ -1,4 +1,4 @@
-"""The site's settings. Its pages are the repository's own, which .ci/docs puts beside this file."""
+"""Settings of the site. Its pages are those of the repository, copied beside this file by .ci/docs."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource"}
-autodoc_inherit_docstrings = False  # those of torch and TorchRL are long, and not all of them are valid
+autodoc_inherit_docstrings = False  # docstrings of torch and TorchRL are long, and some are invalid
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
@@ -27,7 +27,7 @@ html_copy_source = False
 html_show_copyright = False
 html_static_path, html_css_files = ["static"], ["wide.css"]
 pygments_dark_style = "monokai"
-copybutton_prompt_text = ">>> |... "  # left out of what is copied
+copybutton_prompt_text = ">>> |... "  # not copied
 copybutton_prompt_is_regexp = True
 
 
@@ -36,7 +36,7 @@ def setup(app: Sphinx) -> None:
 
 
 def constructor_signature(app: Sphinx, what: str, name: str, of: Any, options: Any, shown: str, returned: str) -> Any:
-    """That of ``__init__``, which TorchRL's ``LossModule.__new__(*args, **kwargs)`` hides."""
+    """The signature of ``__init__``, hidden by TorchRL's ``LossModule.__new__(*args, **kwargs)``."""
     if what != "class" or shown != "(*args, **kwargs)":
         return None
     return stringify_signature(

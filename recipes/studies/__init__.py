@@ -1,4 +1,4 @@
-"""Figures and tables of ``mirl_grid.py`` and ``ments_trees.py``, from the record of a run."""
+"""Figures and tables of runs of ``mirl_grid.py`` and ``ments_trees.py``, and exact numbers in tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from torchrl_reg.lab.analysis.statistics import mean_interval
 
 def cell(values: np.ndarray, form: str = ".4f") -> str:
     """Mean and 95% interval of ``values [seeds]`` as text."""
-    # Adding 0 turns -0.0, which rounding makes of a tiny negative number, into 0.0.
+    # Adding 0 turns -0.0 (a rounded tiny negative number) into 0.0.
     mean, low, high = (round(float(value), 9) + 0.0 for value in mean_interval(values))
     return f"{mean:{form}} [{low:{form}}, {high:{form}}]"

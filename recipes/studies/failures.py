@@ -1,4 +1,4 @@
-"""How often the searches of ``recipes/ments_trees.py`` choose a wrong action, as a figure and a Markdown table."""
+"""Failure probabilities of the searches of ``recipes/ments_trees.py``, as a figure and a Markdown table."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torchrl_reg.lab.analysis.plots import draw
 from torchrl_reg.lab.analysis.runs import metrics_rows
 from torchrl_reg.lab.analysis.statistics import Array
 
-#: A bound is fitted to probabilities that at least this many failures show, from this many simulations on.
+#: Bounds are fitted to probabilities from at least this many failures, at this many simulations or more.
 FAILURES, SIMULATIONS = 5, 20
 
 
 class Law(NamedTuple):
-    """A bound of the failure probability P after t simulations, with constants that were fitted.
+    """A bound of the failure probability P after t simulations, with fitted constants.
 
     Args:
         rate: ``1 / c`` of ``C t exp(-t / (c (ln t)^3))``, or ``rho`` of ``C t^-rho``.
         log_scale: ``ln C``.
-        exponential: which of the two.
-        excess: the bound over P, geometric mean.
+        exponential: True for the first form.
+        excess: geometric mean of the bound over P.
     """
 
     rate: float
@@ -41,24 +41,24 @@ class Law(NamedTuple):
 def fitted(time: Array, wrong: Array, searches: int, *, exponential: bool) -> Law | None:
     r"""The tightest bound of the form :math:`C t \exp(-t / (c (\ln t)^3))` of MENTS, or :math:`C t^{-\rho}` of UCT.
 
-    The theorems leave the constants open; these are fitted: of all bounds that no measured probability exceeds, the one
-    with the smallest mean of ``ln(bound / P)`` over the recorded times. How far it stays above shows whether the
-    probabilities have that form. None where fewer than four can be told from 0.
+    The theorems leave the constants open. Of all bounds that no measured probability exceeds, this is the one with the
+    smallest mean of ``ln(bound / P)`` over the recorded times: a large mean shows that the probabilities have another
+    form. None if fewer than four probabilities have enough failures.
 
     Source: Xiao et al. 2019 (MENTS), theorem 5; Kocsis and Szepesvari 2006 (UCT), theorem 7.
 
     Args:
         time: simulations ``[N]``.
         wrong: failures ``[N]``.
-        searches: repetitions.
-        exponential: MENTS's law.
+        searches: number of repetitions.
+        exponential: True for the bound of MENTS.
     """
     keep = (wrong >= FAILURES) & (time >= SIMULATIONS)
     if keep.sum() < 4:
         return None
     against, known = _terms(time[keep], exponential)
     y = np.log(wrong[keep] / searches) - known
-    # The mean is convex and piecewise linear in the rate, with corners where the bound touches two probabilities.
+    # The mean is convex and piecewise linear in the rate; at its corners the bound touches two probabilities.
     over, under = np.subtract.outer(y, y), np.subtract.outer(against, against)
     rates = np.append((-over[under > 0] / under[under > 0]).clip(0), 0.0)
     scales = (y + rates[:, None] * against).max(1)
@@ -68,7 +68,7 @@ def fitted(time: Array, wrong: Array, searches: int, *, exponential: bool) -> La
 
 
 def draw_failures(folder: Path, path: Path) -> Path:
-    """Draws failure probabilities with 95% intervals, and dashed the fitted bound of each method's theorem.
+    """Draws failure probabilities with 95% intervals, and the fitted bounds of the methods' theorems.
 
     Raises:
         ValueError: the folder holds no run of the recipe with its failures.
@@ -79,10 +79,10 @@ def draw_failures(folder: Path, path: Path) -> Path:
         lines = []
         for series, row in enumerate(row for row in rows if row["problem"] == problem):
             time, wrong = np.array(row["simulations"], float), np.array(row["wrong"], float)
-            least = 0.5 / row["searches"]  # the lower edge: no failure was seen
-            p, label, law = np.maximum(wrong / row["searches"], least), LABELS[row["method"]], _law(row)
+            low = 0.5 / row["searches"]  # the lower edge, for no failures
+            p, label, law = np.maximum(wrong / row["searches"], low), LABELS[row["method"]], _law(row)
             margin = 1.96 * np.sqrt(p * (1 - p) / row["searches"])
-            lines.append(Line(label, series, time, p, np.maximum(p - margin, least), p + margin))
+            lines.append(Line(label, series, time, p, np.maximum(p - margin, low), p + margin))
             if law is not None:
                 form = "C t exp(-t / c (ln t)^3)" if law.exponential else "C t^-rho"
                 at = time[time >= SIMULATIONS]
@@ -93,7 +93,7 @@ def draw_failures(folder: Path, path: Path) -> Path:
 
 
 def failures_table(folder: Path) -> str:
-    """Markdown table: failure probabilities, and bounds of both forms, fitted to each method.
+    """Markdown table of failure probabilities and fitted bounds of both forms.
 
     Raises:
         ValueError: as :func:`draw_failures`.
@@ -117,16 +117,17 @@ def failures_table(folder: Path) -> str:
 
 
 def _terms(time: Array, exponential: bool) -> tuple[Array, Array]:
-    """What the rate multiplies, and what is known of ``ln P``."""
+    """The factor of the rate in ``ln P``, and the term without free constants."""
     log = np.log(time)
     return (time / log**3, log) if exponential else (log, np.zeros_like(log))
 
 
 def _law(row: dict, exponential: bool | None = None) -> Law | None:
-    """The law of the row's own theorem, or the one asked for."""
-    own = row["method"] not in ("uct", "puct") if exponential is None else exponential
+    """The bound of the form ``exponential``, by default that of the method's theorem."""
+    if exponential is None:
+        exponential = row["method"] not in ("uct", "puct")
     time, wrong = np.array(row["simulations"], float), np.array(row["wrong"], float)
-    return fitted(time, wrong, row["searches"], exponential=own)
+    return fitted(time, wrong, row["searches"], exponential=exponential)
 
 
 def _rows(folder: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""A run of ``recipes/mirl_grid.py`` as learning curves, a figure of the learnt priors, and a Markdown table."""
+"""Learning curves, a figure of the learnt priors and a Markdown table of a run of ``recipes/mirl_grid.py``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torchrl_reg.lab.analysis.runs import metrics_rows
 from torchrl_reg.lab.analysis.statistics import mean_interval
 
 LABELS = {"ql": "Q-learning", "sql": "SQL", "sql_m": "SQL_m", "mirl": "MIRL"}
-#: Greedy return, in reward units, below that of the optimal policy that counts as solved.
+#: A world is solved by a greedy return within this of the optimum, in reward units.
 SOLVED_WITHIN = 0.5
-#: Evaluations in a row that must agree on it: an unfinished policy may solve a world by luck, and lose it again.
+#: Consecutive evaluations that must solve it: an unfinished policy may solve a world once, by chance.
 SOLVED_FOR = 3
 
 _SERIES = list(LABELS)
@@ -30,15 +30,15 @@ _ACTIONS = ("up", "right", "down", "left")
 
 @dataclass(frozen=True)
 class WorldRun:
-    """The learning of all agents in one world.
+    """The results of all agents in a world.
 
     Args:
         name: the world.
         layout: its map, as :func:`torchrl_reg.tabular.gridworld` reads it.
         optimal_return: expected return of an optimal policy.
-        frames: environment frames of each agent at every evaluation ``[T]``.
-        returns: by method, the expected return of each seed's greedy policy ``[seeds, T]``.
-        rewards: by method, each seed's mean reward per step since the evaluation before ``[seeds, T]``.
+        frames: environment frames of each agent at the evaluations ``[T]``.
+        returns: by method, the expected returns of the greedy policies ``[seeds, T]``.
+        rewards: by method, the mean rewards per step since the previous evaluation ``[seeds, T]``.
         last: the row of the final priors and policies.
     """
 
@@ -51,7 +51,7 @@ class WorldRun:
     last: dict[str, Any]
 
     def frames_to_solve(self, method: str) -> np.ndarray:
-        """Frames at the first of ``SOLVED_FOR`` evaluations in a row that solve it ``[seeds]``; else infinite."""
+        """Frames ``[seeds]`` at the first of ``SOLVED_FOR`` consecutive evaluations that solve it, or infinity."""
         solved = self.returns[method] >= self.optimal_return - SOLVED_WITHIN
         if solved.shape[1] < SOLVED_FOR:
             return np.full(len(solved), np.inf)
@@ -60,7 +60,7 @@ class WorldRun:
 
 
 def read_worlds(folder: Path) -> list[WorldRun]:
-    """The worlds of a finished run, in its order.
+    """The worlds of a finished run, in order.
 
     Raises:
         ValueError: the folder holds no finished run of the recipe.
@@ -93,16 +93,19 @@ def draw_grid_curves(folder: Path, path: Path) -> Path:
         for place, world in enumerate(worlds):
             curves = getattr(world, what).items()
             lines = [Line(LABELS[m], _SERIES.index(m), world.frames, *mean_interval(of)) for m, of in curves]
-            # Returns of beginners, far below, would flatten everything else.
-            low, high = -2.0 * abs(world.optimal_return) - 10, world.optimal_return + 1
-            more = {"span": (low, high), "level": world.optimal_return} if what == "returns" else {}
-            charts.append(chart(world.name, lines, x_label="", y_label="" if place else name, **more))
+            optimum, y_label = world.optimal_return, "" if place else name
+            if what == "rewards":
+                charts.append(chart(world.name, lines, x_label="", y_label=y_label))
+                continue
+            # Without limits, the low returns of early policies would flatten the curves.
+            span = (-2.0 * abs(optimum) - 10, optimum + 1)
+            charts.append(chart(world.name, lines, x_label="", y_label=y_label, span=span, level=optimum))
     seeds = len(next(iter(worlds[0].returns.values())))
     return draw(charts, path, columns=len(worlds), x_label=f"environment frames of each agent ({seeds} seeds)")
 
 
 def draw_priors(folder: Path, path: Path) -> Path:
-    """Draws each world's map with MIRL's greedy actions and, below, its learnt prior beside the exact one.
+    """Draws the map of each world with MIRL's greedy actions, and below it the learnt and the exact prior.
 
     Raises:
         ValueError: as :func:`read_worlds`, or MIRL is not among the methods.
@@ -124,8 +127,8 @@ def draw_priors(folder: Path, path: Path) -> Path:
 def grid_table(folder: Path) -> str:
     """Markdown table: final return, frames until solved and reward while learning, mean [95% interval] over seeds.
 
-    A world is solved by a return within half a reward unit of the optimum at three evaluations in a row. Where not all
-    seeds get there, the cell says how many do, and the mean is over these.
+    A world is solved by a return within half a reward unit of the optimum at three consecutive evaluations. If not all
+    seeds solve it, the mean is over those that do, and the cell has their number.
 
     Raises:
         ValueError: as :func:`read_worlds`.
@@ -145,7 +148,7 @@ def grid_table(folder: Path) -> str:
 
 
 def _draw_map(axes: Axes, world: WorldRun) -> None:
-    """The map, with arrows as long as the share of the seeds that move there."""
+    """Draws the map, with arrows as long as the share of seeds that move in their direction."""
     marks = {(row, col): mark for row, line in enumerate(world.layout) for col, mark in enumerate(line)}
     for (row, col), mark in marks.items():
         color = {"#": "#404040", "G": "#F0C040"}.get(mark, "#F4F4F4")

@@ -1,10 +1,10 @@
-"""A run of ``recipes/ments_trees.py`` as figures and as Markdown tables."""
+"""Figures and Markdown tables of a run of ``recipes/ments_trees.py``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,17 +19,17 @@ LABELS = {"uct": "UCT", "puct": "PUCT", "ments": "MENTS", "rents": "RENTS", "ten
 
 @dataclass(frozen=True)
 class Searches:
-    """All searches of one method on one kind of tree.
+    """The searches of a method on a kind of tree.
 
     Args:
-        method: its name.
+        method: name of the method.
         branching: k.
         depth: d.
-        noise: standard deviation of a leaf's reward.
-        simulations: when the columns were recorded ``[N]``.
-        value_error: distance of the root's value from the method's own exact one ``[trees, N]``.
+        noise: standard deviation of the rewards of leaves.
+        simulations: numbers of simulations of the columns ``[N]``.
+        value_error: distance of the root's value from the method's exact one ``[trees, N]``.
         max_error: distance from the unregularized value ``[trees, N]``.
-        regret: value lost by the action chosen ``[trees, N]``.
+        regret: value lost by the chosen action ``[trees, N]``.
     """
 
     method: str
@@ -47,7 +47,7 @@ class Searches:
 
 
 def read_searches(folder: Path) -> list[Searches]:
-    """The searches of a run, in its order.
+    """The searches of a run, in order.
 
     Raises:
         ValueError: the folder holds no run of the recipe with a finished kind of tree.
@@ -61,14 +61,14 @@ def read_searches(folder: Path) -> list[Searches]:
 
 
 def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
-    """Draws value errors or simple regrets minus those of the first method on the same trees, a point a kind of tree.
+    """Draws value errors or simple regrets minus those of the first method on the same trees, a point per kind of tree.
 
-    Early (left) and at the end (right), means with 95% intervals over the trees; below the dotted line a method is
-    better than the first.
+    Early (left) and at the end (right), means with 95% intervals over trees; methods below the dotted line are better
+    than the first.
 
     Args:
-        folder: of the run.
-        path: where the figure goes.
+        folder: the run folder.
+        path: the file of the figure.
         what: ``"value_error"`` or ``"regret"``.
 
     Raises:
@@ -89,18 +89,25 @@ def draw_trees(folder: Path, path: Path, what: str = "value_error") -> Path:
             for series, (label, of) in enumerate(points.items())
         ]
         ticks = [f"k={branching}, d={depth}" for branching, depth in shapes]
-        more = {"ticks": ticks, "level": 0.0, "joined": False, "y_label": "" if charts else y_label}
         charts.append(
-            chart(f"after {count:,} simulations", lines, x_label="branching k and depth d of the trees", **more)
+            chart(
+                f"after {count:,} simulations",
+                lines,
+                x_label="branching k and depth d of the trees",
+                y_label="" if charts else y_label,
+                ticks=ticks,
+                level=0.0,
+                joined=False,
+            )
         )
     return draw(charts, path, columns=2)
 
 
 def draw_bandit(folder: Path, path: Path) -> Path:
-    """Draws ``t`` times the mean squared errors of ``U`` and of the softmax value, as a share of the theorem's limit.
+    """Draws ``t`` times the mean squared errors of ``U`` and of the softmax value, over the limit of the theorem.
 
     Raises:
-        ValueError: the folder holds no run of the recipe with its bandit.
+        ValueError: the folder holds no run of the recipe with a bandit.
     """
     rows = [row for row in metrics_rows(folder, '"bandit"') if row["event"] == "bandit"]
     if not rows:
@@ -118,10 +125,10 @@ def draw_bandit(folder: Path, path: Path) -> Path:
 
 
 def trees_table(folder: Path) -> str:
-    """Markdown table of the last number of simulations: mean [95% interval over trees], and by pairs against the first.
+    """Markdown table after the last simulation: means [95% intervals over trees], and differences from the first.
 
-    The verdict compares a method's value error with that of the first method on the same trees: better or worse where
-    the interval of the mean difference leaves out 0.
+    The verdict compares a method's value error with that of the first method on the same trees: better or worse if the
+    interval of the mean difference excludes 0.
 
     Raises:
         ValueError: as :func:`read_searches`.
@@ -142,15 +149,15 @@ def trees_table(folder: Path) -> str:
 
 
 def differences_table(folder: Path) -> str:
-    """Markdown table of every method minus the first one, on the same trees: early (a twentieth) and at the end.
+    """Markdown table of methods minus the first one on the same trees: after a twentieth of the simulations, and all.
 
-    Means over the trees with 95% intervals; bold where the interval leaves out 0. Negative is better.
+    Means over trees with 95% intervals; bold if the interval excludes 0. Negative is better.
 
     Raises:
         ValueError: as :func:`read_searches`.
     """
     searches = read_searches(folder)
-    cells: dict[tuple[Any, ...], list[Difference]] = {}
+    cells: dict[tuple[int, int, float, str], list[Difference]] = {}
     for each in differences(searches):
         cells.setdefault((*each.shape, each.noise, each.method), []).append(each)
     heads = [
@@ -164,7 +171,7 @@ def differences_table(folder: Path) -> str:
 
 
 class Difference(NamedTuple):
-    """A method minus the first one on the same trees, after some simulations: mean, and ends of a 95% interval."""
+    """A method minus the first one on the same trees, after ``simulations``: mean and ends of its 95% interval."""
 
     method: str
     shape: tuple[int, int]
@@ -175,19 +182,19 @@ class Difference(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Of its line."""
+        """The label of its line."""
         return f"{LABELS[self.method]}, noise {self.noise:g}"
 
     @property
     def text(self) -> str:
-        """In bold where the interval leaves out 0."""
+        """Mean and interval, in bold if the interval excludes 0."""
         mean, low, high = self.interval
         text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
         return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def differences(searches: list[Searches]) -> list[Difference]:
-    """Value errors and regrets of every method but the first, early (a twentieth) and at the end."""
+    """Differences of value errors and regrets from the first method, after a twentieth of the simulations, and all."""
     last = int(searches[0].simulations[-1])
     found = []
     for search in searches:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 RECIPE_FOLDER = Path(__file__).parent / "recipe"
-sys.path.insert(0, str(RECIPE_FOLDER))  # for the children too
+sys.path.insert(0, str(RECIPE_FOLDER))  # children inherit it
 
 SCHEDULE = ["run.log_every_frames=64", "run.evaluate_every_frames=400", "run.eval_episodes=3"]
 

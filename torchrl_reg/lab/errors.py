@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dis
 import errno
-from typing import Any
 
 
 class UserError(ValueError):
-    """What the user can mend: a setting, a damaged file, a run that diverged; the message is one sentence."""
+    """An error that the user can fix: a setting, a damaged file, a diverged run. Its message is one sentence."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; derived from BaseException so that no ``except`` swallows it."""
+    """Raised on a signal that stops the run; a BaseException, so that no ``except Exception`` swallows it."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -20,10 +19,10 @@ class Interrupted(BaseException):
 
 
 def stop_behind(error: BaseException) -> KeyboardInterrupt | Interrupted | None:
-    """The signal's exception that ``error`` is, or that was raised before ``error`` replaced it; None if there is none.
+    """The exception of a signal in the context chain of ``error``, itself included; None if there is none.
 
-    Leaving ``with params.to_module(net):`` by anything but an ``Exception``, TensorDict returns itself from
-    ``__exit__``, and Python, asking for its truth, raises "Converting a tensordict to boolean value is not permitted".
+    A signal inside ``with params.to_module(net):`` is replaced: TensorDict returns itself from ``__exit__``, and Python
+    raises "Converting a tensordict to boolean value is not permitted".
     """
     found: BaseException | None = error
     while found is not None and not isinstance(found, KeyboardInterrupt | Interrupted):
@@ -31,7 +30,7 @@ def stop_behind(error: BaseException) -> KeyboardInterrupt | Interrupted | None:
     return found
 
 
-def require(condition: bool, setting: str, expected: str, got: Any) -> None:
+def require(condition: bool, setting: str, expected: str, got: object) -> None:
     """Raises ``UserError`` "<setting> must be <expected>, got <got>." unless ``condition`` holds.
 
     >>> require(0.03 > 0, "algo.tau", "positive (temperature, reward units)", 0.03)
@@ -45,24 +44,23 @@ got -1.
 
 
 def user_sentence(error: BaseException) -> str | None:
-    """The sentence shown to the user for an ``error`` that they can fix; None for a bug, which keeps its traceback.
+    """The message for an ``error`` that the user can fix; None for a bug, which keeps its traceback.
 
-    These are: a :class:`UserError`; a ``ValueError`` that a ``raise`` of this package outside ``lab`` raises (its rule
-    for bad arguments), and not one that Python or torch raises inside it; a full disk; and settings that do not fit the
-    memory.
+    The user can fix a :class:`UserError`; a ``ValueError`` raised by a ``raise`` statement of this package outside
+    ``lab``, where it stands for bad arguments (not one raised by Python or torch); a full disk; and a lack of memory.
     """
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return str(error) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
     if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-        said = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        return f"Out of memory ({said}): lower replay_capacity, batch_size, num_envs or the size of the network."
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        return f"Out of memory ({reason}): lower replay_capacity, batch_size, num_envs or the size of the network."
     return str(error) if isinstance(error, ValueError) and _raised_below(error) else None
 
 
 def _raised_below(error: BaseException) -> bool:
-    """True if a ``raise`` statement of this package, outside ``lab``, is where ``error`` comes from."""
+    """True if ``error`` was raised by a ``raise`` statement of this package outside ``lab``."""
     traceback = error.__traceback__
     if traceback is None:
         return False
@@ -74,5 +72,5 @@ def _raised_below(error: BaseException) -> bool:
     return raised and module.startswith("torchrl_reg.") and not module.startswith("torchrl_reg.lab.")
 
 
-# How torch and the C library say it; CUDA has a class of its own, whose message says it, too.
+# From messages of torch and the C library; torch.OutOfMemoryError of CUDA matches, too.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "size calculation overflowed")

@@ -1,4 +1,4 @@
-"""Text of strangers, safe to print on a terminal."""
+"""Untrusted text, made safe to print on a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 
 def printable(text: str) -> str:
-    r"""``text`` without terminal control: colours are removed, other control codes shown escaped.
+    r"""``text`` without colours, and with other control codes escaped.
 
     >>> printable("\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J")
     'red \\x1b]0;title\\x07 \\x9b2J'

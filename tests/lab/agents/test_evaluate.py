@@ -52,7 +52,7 @@ def test_an_unfinished_run_keeps_its_record(make_run, capsys) -> None:
     folder = make_run("cartpole")
     (folder / "done.json").write_bytes(b"")
     assert main(["evaluate", str(folder), "--episodes", "1", "--mode", "greedy"]) == 0
-    assert "left alone: the run is not finished" in capsys.readouterr().err
+    assert "was not changed: the run is not finished" in capsys.readouterr().err
     assert len(read_metrics(folder / "metrics.jsonl")) == 1
 
 

@@ -57,7 +57,7 @@ def test_what_cannot_be_exported_is_one_sentence(make_run, tmp_path: Path, refus
     run, new = make_run("cartpole"), tmp_path / "new"
     (tmp_path / "loop").symlink_to("loop")
     assert "DIR must be a new or empty folder, got" in refusal("export", run, run)
-    assert "loop cannot be made: " in refusal("export", run, tmp_path / "loop")
+    assert "loop cannot be created: " in refusal("export", run, tmp_path / "loop")
     content = (run / "policy.safetensors").read_bytes()
     (run / "policy.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "is damaged" in refusal("export", run, new) and not new.exists()

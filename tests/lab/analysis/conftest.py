@@ -1,4 +1,4 @@
-"""Run folders as training writes them, without training."""
+"""Run folders in the format of training, without training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
-    """``write_run(root, recipe=, env=, seed=, settings=, scores=, done=, folder=)``: a folder as sweeps name it.
+    """``write_run(root, recipe=, env=, seed=, settings=, scores=, done=, folder=)``: a folder named as in a sweep.
 
     A run of ``100 len(scores)`` frames with an evaluation and a training row every 100.
     """

@@ -1,8 +1,8 @@
 """Computes rliable_golden.json: rliable's numbers on two fixed sets of scores.
 
-In a scratch environment, because rliable needs an older pandas than its own dependencies install (arch 7.2.0 does not
-import under pandas 3): ``pip install rliable==1.2.0 "pandas<3"`` (then arch 7.2.0, numpy 2.4.6, scipy 1.17.1), and
-``python tests/lab/analysis/make_rliable_golden.py`` with ``torchrl_reg`` not needed.
+Run it in a separate environment, because rliable's dependency arch 7.2.0 does not import under pandas 3:
+``pip install rliable==1.2.0 "pandas<3"`` (then arch 7.2.0, numpy 2.4.6, scipy 1.17.1), and
+``python tests/lab/analysis/make_rliable_golden.py``. ``torchrl_reg`` is not needed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ THRESHOLDS = [-1.0, 0.0, 0.5, 1.0, 2.0]
 
 
 def scores() -> tuple[np.ndarray, np.ndarray]:
-    """``[7 runs, 6 tasks]``, and ``[5 runs, 6 tasks]`` with ties; no random numbers, so that any numpy makes them."""
+    """``[7 runs, 6 tasks]``, and ``[5 runs, 6 tasks]`` with ties; not random, as numpy's generators may change."""
     run, task = np.arange(7)[:, None], np.arange(6)[None]
     x = np.sin(12.9 * run + 78.2 * task + 1) * (1 + task / 2) + task / 3
     run = np.arange(5)[:, None]

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("yaml")
 
-from torchrl_reg.lab.analysis.claims import Finding, judged, solved_share
+from torchrl_reg.lab.analysis.claims import Finding, findings, solved_share
 from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 
@@ -20,7 +20,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 
 def of(claim: str, rows: Rows) -> Finding:
-    ((_, found),) = judged([CLAIMS[claim]], rows)
+    ((_, found),) = findings([CLAIMS[claim]], rows)
     return found
 
 
@@ -42,7 +42,7 @@ def runs(claim: str, mean: Callable[[str, str], float], spread: float = 1.0, **m
     }
     for task in experiment.get("games") or experiment["tasks"]:
         for arm in CLAIMS[claim]["arms"]:
-            for seed in (*CLAIMS[claim]["seeds"], 99):  # the last one has no verdict
+            for seed in (*CLAIMS[claim]["seeds"], 99):  # 99 is not a seed of the claim
                 value = random.normal(mean(arm, task), spread) if seed != 99 else 1e6
                 config = arms.get(arm, {"algo.method": arm})
                 script = "recipes/iq.py" if "iq" in arm.split("_") + arm.split() else "recipes/x.py"
@@ -162,5 +162,5 @@ def test_exact_claims_and_studies() -> None:
 
 
 def test_every_claim_has_a_verdict_without_any_row() -> None:
-    words = {finding.word for _, finding in judged(list(CLAIMS.values()), {})}
+    words = {finding.word for _, finding in findings(list(CLAIMS.values()), {})}
     assert words == {"not run yet", "needs a GPU"}

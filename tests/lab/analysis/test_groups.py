@@ -71,7 +71,7 @@ def test_values_compare_as_settings_do(groups) -> None:
 
 def test_a_seed_twice_and_unequal_seeds_beside_each_other_are_refused(groups) -> None:
     with pytest.raises(
-        UserError, match="each seed of m_dqn on cartpole must be there once, got seed 0 in .*/0 and .*/1"
+        UserError, match="each seed of m_dqn on cartpole must have one run, got seed 0 in .*/0 and .*/1"
     ):
         groups({}, {})
     with pytest.raises(UserError, match=r"sticky_actions \(absent in .*/m/seed=0, 0.1 in .*/m/seed=1\)"):

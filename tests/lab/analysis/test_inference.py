@@ -44,7 +44,7 @@ def test_of_seeds_at_a_cap_the_share_is_stated() -> None:
 
 
 def test_welch_and_fisher_by_hand() -> None:
-    found = welch(Sample.of(ACROBOT), Sample.of(SKEWED))
+    found = welch(Sample.from_scores(ACROBOT), Sample.from_scores(SKEWED))
     error = math.sqrt(ACROBOT.var(ddof=1) / 10 + SKEWED.var(ddof=1) / 5)
     assert (found.value, found.error) == pytest.approx((ACROBOT.mean() - SKEWED.mean(), error))
     assert 4 < found.df < 5 and found.interval.low < 0 < found.interval.high
@@ -79,7 +79,10 @@ def words(gap: float, seeds: tuple[int, int], margin: float | None, trials: int 
     """Shares of verdicts on normal scores with a true ``gap`` in standard deviations."""
     random = np.random.default_rng(1)
     draws = (random.normal(gap, 1, (trials, seeds[0])), random.normal(0, 1, (trials, seeds[1])))
-    found = [verdict(welch(Sample.of(x), Sample.of(y)), margin=margin).word for x, y in zip(*draws, strict=True)]
+    found = [
+        verdict(welch(Sample.from_scores(x), Sample.from_scores(y)), margin=margin).word
+        for x, y in zip(*draws, strict=True)
+    ]
     return {word: found.count(word) / trials for word in ("above", "below", "equal", "undecided")}
 
 

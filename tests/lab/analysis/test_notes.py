@@ -44,7 +44,7 @@ def test_runs_that_were_resumed_elsewhere_are_named(make_run, tmp_path: Path) ->
     moved, stayed = make_run("seed=0"), make_run("seed=1", seed=1)
     one, other = ({"versions": {"torch": t}, "commit": "a", "threads": n} for t, n in (("2.11.0", 1), ("2.14.0", 8)))
     (stayed / "provenance.json").write_text(json.dumps({"starts": [one, one]}))
-    said = f"1 run was begun on one machine or code and resumed on another: {moved} (torch and threads)"
+    said = f"1 run was started on one machine or commit and resumed on another: {moved} (torch and threads)"
     for again, sentences in ((other, [said]), ({}, [])):
         (moved / "provenance.json").write_text(json.dumps({"starts": [one, again]}))
         assert moved_runs(group_runs(find_runs(tmp_path))) == sentences

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.lab.analysis.pages import edited, filled, write_page
+from torchrl_reg.lab.analysis.pages import stale_tables, with_tables, write_page
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
 
@@ -16,17 +16,17 @@ PAGE = "Prose.\n\n<!-- table: scores -->\n<!-- end -->\n\nA cell <!-- table: one
 
 
 def test_tables_are_filled_and_prose_is_left_alone() -> None:
-    made = filled(PAGE, TABLES, "p.md")
+    made = with_tables(PAGE, TABLES, "p.md")
     assert made == (
         "Prose.\n\n<!-- table: scores -->\n\n| score |\n|---|\n| all |\n\n<!-- end -->\n\n"
         "A cell <!-- table: one of us -->of us 7<!-- end -->, and more.\n"
     )
-    assert filled(made, TABLES, "p.md") == made and list(edited(made, made, "p.md")) == []
+    assert with_tables(made, TABLES, "p.md") == made and list(stale_tables(made, made, "p.md")) == []
 
 
 def test_what_was_edited_is_shown_beside_what_the_rows_give() -> None:
-    made = filled(PAGE, TABLES, "p.md")
-    said = list(edited(made.replace("| all |", "| 99 |").replace("of us 7", "of us 8"), made, "p.md"))
+    made = with_tables(PAGE, TABLES, "p.md")
+    said = list(stale_tables(made.replace("| all |", "| 99 |").replace("of us 7", "of us 8"), made, "p.md"))
     assert said[0].startswith("p.md, table scores: the page has '| 99 |' and the rows give '| all |'")
     assert len(said) == 2 and said[1].startswith("p.md, table one of us: ") and "of us 8<" in said[1]
 
@@ -40,7 +40,7 @@ def test_what_was_edited_is_shown_beside_what_the_rows_give() -> None:
 )
 def test_a_page_without_a_table_is_one_sentence(text: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        filled(text, TABLES, "p.md")
+        with_tables(text, TABLES, "p.md")
     assert str(error.value) == sentence
     with pytest.raises(UserError, match="page must be an existing file"):
         write_page(Path("absent.md"), TABLES)

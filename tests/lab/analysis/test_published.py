@@ -48,8 +48,8 @@ def test_the_shipped_tables_hold_the_papers_numbers() -> None:
     means = {name: round(float(np.mean(each)), 2) for name, each in columns.items()}
     assert means == {"dqn": 356.26, "sql": 388.83, "mirl": 413.46}
     assert np.median(columns["mirl"]) == 330.19 and len(mirl.scores) == 19
-    assert published_table("ments").of("space_invaders") == {"dqn": 625.0, "uct": 656.0, "ments": 1503.0}
-    assert published_table("ments").of("Pong") is None
+    assert published_table("ments").row("space_invaders") == {"dqn": 625.0, "uct": 656.0, "ments": 1503.0}
+    assert published_table("ments").row("Pong") is None
     assert all(set(anchors) < set(GAMES) for anchors in sac_returns().values())
     assert sac_returns()[3_200_000]["halfcheetah"] == 13570 and sac_returns()[1_000_000]["hopper"] == 2738.4
 

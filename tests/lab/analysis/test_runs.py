@@ -15,7 +15,7 @@ import pytest
 
 from torchrl_reg.lab.analysis import find_runs
 from torchrl_reg.lab.analysis.documents import flat, read_json, read_yaml
-from torchrl_reg.lab.analysis.runs import LONGEST_CURVE, last_rows, metrics_rows, read_columns
+from torchrl_reg.lab.analysis.runs import MAX_CURVE_POINTS, last_rows, metrics_rows, read_columns
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
@@ -187,13 +187,13 @@ def test_names_reach_the_terminal_without_its_codes_and_markdown_without_html(ma
 
 
 def test_long_columns_are_averaged_moving_means_are_not_and_evaluations_stay() -> None:
-    count, same = 5 * LONGEST_CURVE + 3, ("loss", "updates", "return_last_100")
+    count, same = 5 * MAX_CURVE_POINTS + 3, ("loss", "updates", "return_last_100")
     rows = [{"event": "train", "frames": 10 * i, "odd": i if i % 2 else None} for i in range(count)]
     rows = [row | dict.fromkeys(same, row["frames"] // 10) for row in rows]
     rows += [{"event": "eval", "frames": 10 * i, "return_greedy_mean": i} for i in range(count)]
     columns = read_columns(rows)
     frames, loss = columns["train"]["loss"]
-    assert LONGEST_CURVE / 2 <= len(frames) <= LONGEST_CURVE and frames[-1] == 10 * (count - 1)
+    assert MAX_CURVE_POINTS / 2 <= len(frames) <= MAX_CURVE_POINTS and frames[-1] == 10 * (count - 1)
     assert frames[:3].tolist() == [70, 150, 230] and loss[:3].tolist() == [3.5, 11.5, 19.5]  # of eight rows each
     assert columns["train"]["odd"][1][:2].tolist() == [4.0, 12.0]  # of the four that are not null
     for name in same[1:]:

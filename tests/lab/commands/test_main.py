@@ -92,7 +92,7 @@ def test_one_run_in_two_folders_counts_once(ask, runs, command):
     shutil.copytree(one, other)
     (one / "done.json").unlink()
     code, out, err = ask(command, runs)
-    assert f"{one} is the same run as {other}, which alone counts." in err
+    assert f"{one} is the same run as {other}, which is used alone." in err
     assert code == 0 and err.count("\n") == 1 and (command == "report" or "| atari/Pong | dqn | 3 | 200 |" in out)
 
 

@@ -40,8 +40,10 @@ def through(cartpole, push_right) -> Callable[..., Path]:
     def collect(
         run: Run, total_frames: int = 8, frames_per_batch: int = 8, each=lambda batch: None, env=None, parts=None
     ) -> Path:
-        settings = {"total_frames": total_frames, "frames_per_batch": frames_per_batch, "parts": parts}
-        for batch in run.collect(env or cartpole(), push_right, **settings):
+        batches = run.collect(
+            env or cartpole(), push_right, total_frames=total_frames, frames_per_batch=frames_per_batch, parts=parts
+        )
+        for batch in batches:
             each(batch)
         return run.finish()
 

@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_named_and_the_earlier_one_offered(tmp_path, har
     [
         (200, "replay/000000000005-000000000010.pt", None, r"000000000005-000000000010.pt is missing or damaged"),
         (100, "checkpoint-000000000100.torchrl", None, "start from the beginning"),
-        (100, None, torch.nn.Linear(3, 1), r"^[^\n]*does not fit this program[^\n]*$"),
+        (100, None, torch.nn.Linear(3, 1), r"^[^\n]*does not match this program[^\n]*$"),
     ],
     ids=["replay", "the only one", "another program"],
 )

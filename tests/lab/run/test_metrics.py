@@ -42,14 +42,14 @@ def test_a_row_that_fits_in_part_is_an_error(metrics):
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(os.unlink, "0 of the 28 bytes written: it was deleted"), (lambda p: os.truncate(p, 5), "was cut")],
+    [(os.unlink, "0 of the 28 bytes written: it was deleted"), (lambda p: os.truncate(p, 5), "was truncated")],
 )
 def test_rows_that_vanish_while_the_run_goes_on_are_noticed_at_the_next_row_and_checkpoint(metrics, damage, said):
     metrics.append({"frames": 1})
     metrics.append({"frames": 2})
     damage(metrics.path)
     for ask in (metrics.mark, lambda: metrics.append({"frames": 3})):
-        with pytest.raises(UserError, match=f"{said}.*while the run went on: put it back from a copy, or delete "):
+        with pytest.raises(UserError, match=f"{said}.*during the run: put it back from a copy, or delete "):
             ask()
 
 
@@ -93,9 +93,9 @@ def _zero_first_row(path):
     ("damage", "said"),
     [
         (lambda path: path.unlink(), "is gone: put it back from a copy, or delete "),
-        (lambda path: os.truncate(path, 10), r"is damaged \(10 bytes, of 30 that the checkpoint knows\)"),
+        (lambda path: os.truncate(path, 10), r"is damaged \(10 bytes, of 30 recorded in the checkpoint\)"),
         (lambda path: os.truncate(path, 0), r"is damaged \(0 bytes, of 30"),
-        (lambda path: path.write_text(path.read_text().replace("7", "8")), "30 bytes that the checkpoint knows were c"),
+        (lambda path: path.write_text(path.read_text().replace("7", "8")), "30 bytes recorded in the checkpoint were"),
         (lambda path: os.truncate(path, 1_000) or _zero_first_row(path), "were changed"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Turns finished runs into statistics, tables and figures, with numpy and (for figures) matplotlib; no torch."""
+"""Statistics, tables and figures of finished runs, without torch: numpy, and matplotlib for figures."""
 
 from torchrl_reg.lab.analysis.groups import Group, group_runs
 from torchrl_reg.lab.analysis.published import (

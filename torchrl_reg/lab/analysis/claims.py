@@ -1,4 +1,4 @@
-"""What the sources claim, judged from rows by the rules of ``recipes/claims.yaml``, written before the runs."""
+"""Verdicts on the claims in ``recipes/claims.yaml``, from rows, by rules written before the runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torchrl_reg.lab.analysis.rows import Row
 from torchrl_reg.lab.analysis.statistics import Array, Estimate, interquartile_mean, stratified_estimate
 from torchrl_reg.lab.errors import UserError
 
-#: Rows by the file that they are in.
+#: Rows by file name.
 Rows = Mapping[str, Sequence[Row]]
 Claim = Mapping[str, Any]
-#: Which runs an arm has, by its name in claims.yaml; else those of the method of that name.
-_ARMS: dict[str, dict[str, Any]] = {
+#: The settings of an arm's runs by its name in claims.yaml; an arm that is absent is a method's name.
+_ARMS: dict[str, dict[str, object]] = {
     "peng": {"algo.correct": False, "regularizer.name": "none", "shaping.name": "none"},
     "corrected": {"algo.correct": True, "regularizer.name": "none", "shaping.name": "none"},
     "entropy_corrected": {"algo.correct": True, "regularizer.name": "entropy", "shaping.name": "none"},
@@ -33,7 +33,7 @@ _ARMS: dict[str, dict[str, Any]] = {
     "iq gaussian": {"script": "recipes/iq.py", "algo.alpha": 0.0, "policy.name": "gaussian"},
 }
 _ARMS["iq multicategorical"] = _ARMS["iq"]
-#: Greedy returns from which on a seed has solved a task.
+#: Minimum greedy return of a seed that has solved a task.
 SOLVED = {"cartpole": 475.0, "acrobot": -100.0}
 SCORES = {"last100": "last_100", "last greedy": "greedy"}
 OPEN = "not run yet"
@@ -45,19 +45,19 @@ class Finding:
 
     Args:
         word: ``shown``, ``contradicted``, ``undecided at this scale``, ``not run yet`` or ``needs a GPU``.
-        numbers: what it rests on, in a line.
+        numbers: the evidence, in a line.
     """
 
     word: str
     numbers: str
 
 
-def judged(claims: Sequence[Claim], rows: Rows) -> list[tuple[Claim, Finding]]:
-    """Every claim with its verdict."""
-    return [(claim, _judged(claim, rows)) for claim in claims]
+def findings(claims: Sequence[Claim], rows: Rows) -> list[tuple[Claim, Finding]]:
+    """The claims, each with its finding."""
+    return [(claim, _finding(claim, rows)) for claim in claims]
 
 
-def _judged(claim: Claim, rows: Rows) -> Finding:
+def _finding(claim: Claim, rows: Rows) -> Finding:
     try:
         return _RULES.get(claim["id"], _without_rule)(claim, rows)
     except KeyError as error:
@@ -65,10 +65,10 @@ def _judged(claim: Claim, rows: Rows) -> Finding:
 
 
 def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
-    """Scores of the seeds that are judged, ``[n]``; empty where none ran.
+    """Scores ``[n]`` of the claim's seeds that have run.
 
     Raises:
-        UserError: a seed is there twice, at two settings or commits.
+        UserError: a seed appears twice, at two settings or commits.
     """
     experiment, frames = claim["experiment"], claim["experiment"].get("frames")
     wanted = _ARMS.get(arm, {"method": arm})
@@ -96,25 +96,25 @@ def _not_run(claim: Claim, rows: Rows) -> Finding:
         sweeps[0] += f" ({done} runs done)"
     if done := len(rows.get(experiment["judge"], ())):
         sweeps[-1] += f" ({done} runs done)"
-    seconds = _seconds_to_judge(claim, rows)
+    seconds = _total_seconds(claim, rows)
     about = "" if seconds is None else f"; `{experiment['judge']}` takes about {hours(seconds)} of a core"
     return Finding(OPEN, f"`torchrl-reg launch cluster=local` with {', then '.join(sweeps)}{about}")
 
 
-#: Where no search has run yet: a sweep of before whose runs took about as long a frame.
-_LIKE = {"answers_minatar": "dqn_minatar", "answers_mirl": "dqn_minatar", "answers_iq": "dopamine_mujoco"}
+#: Earlier sweeps with about the same time per frame, for sweeps whose search has not run yet.
+_SIMILAR_SWEEPS = {"answers_minatar": "dqn_minatar", "answers_mirl": "dqn_minatar", "answers_iq": "dopamine_mujoco"}
 
 
-def _seconds_to_judge(claim: Claim, rows: Rows) -> float | None:
-    """Of all runs that a claim is judged by, at the speed of its search or of a sweep alike."""
+def _total_seconds(claim: Claim, rows: Rows) -> float | None:
+    """CPU time of all runs behind a claim, at the speed of its search or of a similar sweep."""
     experiment, search = claim["experiment"], rows.get(claim["experiment"].get("search", ""), ())
     if "frames" not in experiment or "arms" not in claim:
         return None
     tasks = experiment.get("games") or experiment["tasks"]
     frames = len(claim["arms"]) * len(tasks) * len(claim["seeds"]) * experiment["frames"]
-    if search:  # at its fastest, as a busy machine slows many
+    if search:  # the fastest run: on a busy machine others take longer
         return min((row["cpu_seconds"] or row["wall_seconds"]) / row["frames"] for row in search) * frames
-    known = [row for row in _study(rows, "hours") if row["sweep"] == _LIKE.get(experiment["judge"])]
+    known = [row for row in _study(rows, "hours") if row["sweep"] == _SIMILAR_SWEEPS.get(experiment["judge"])]
     return known[0]["hours"] * 3600 / known[0]["runs"] / known[0]["frames"] * frames if known else None
 
 
@@ -127,28 +127,28 @@ def _without_rule(claim: Claim, rows: Rows) -> Finding:
 def _compared(
     claim: Claim, rows: Rows, pairs: Iterable[tuple[str, str, str]]
 ) -> list[tuple[str, Difference, Verdict]] | None:
-    """Differences of (arm, arm, task), all together by Holm; None where an arm lacks seeds."""
+    """Differences of each (arm, arm, task), corrected together (Holm); None if an arm lacks seeds."""
     found = []
     for one, other, task in pairs:
         x, y = (arm_scores(claim, rows, arm, task) for arm in (one, other))
         if min(len(x), len(y)) < len(claim["seeds"]):
             return None
-        found.append((f"{one} - {other} on {task}", welch(Sample.of(x), Sample.of(y))))
+        found.append((f"{one} - {other} on {task}", welch(Sample.from_scores(x), Sample.from_scores(y))))
     ps = holm([each.p for _, each in found])
     return [(name, each, verdict(each, p)) for (name, each), p in zip(found, ps, strict=True)]
 
 
 def _lines(found: Iterable[tuple[str, Difference, Verdict]]) -> str:
     texts = []
-    for name, each, said in found:
+    for name, each, outcome in found:
         value, low, high = each.interval
-        texts.append(f"{name}: {value:+.3g} [{low:+.3g}, {high:+.3g}], {said}")
+        texts.append(f"{name}: {value:+.3g} [{low:+.3g}, {high:+.3g}], {outcome}")
     return "; ".join(texts)
 
 
 def _by_words(found: list[tuple[str, Difference, Verdict]], shown: int, contradicted: int = 1) -> Finding:
-    """Shown with ``shown`` above and none below, contradicted with so many below and none above."""
-    words = [said.word for *_, said in found]
+    """Shown: ``shown`` pairs above and none below; contradicted: ``contradicted`` below and, if above 1, none above."""
+    words = [outcome.word for *_, outcome in found]
     above, below = words.count("above"), words.count("below")
     word = "undecided at this scale"
     if above >= shown and not below:
@@ -169,7 +169,7 @@ def _pairs_rule(
 
 
 def _solved(claim: Claim, rows: Rows) -> Finding:
-    """Shares of seeds that solve, in the claimed order: each pair by Fisher's test, Holm over all."""
+    """Compares the shares of seeds that solve a task in pairs, by Fisher's test with Holm's correction."""
     pairs = [
         (one, other, task)
         for task in claim["experiment"]["tasks"]
@@ -191,12 +191,12 @@ def _solved(claim: Claim, rows: Rows) -> Finding:
     against = any(sign < 0 for *_, sign in signs)
     ahead = any(sign > 0 for one, other, sign in signs if (one, other) == ("m_iqn", "iqn"))
     word = "contradicted" if against else "shown" if ahead else "undecided at this scale"
-    means = _compared(claim, rows, [pair for pair in pairs if pair[-1] == "acrobot"])  # which has no cap
+    means = _compared(claim, rows, [pair for pair in pairs if pair[-1] == "acrobot"])  # acrobot's return has no cap
     return Finding(word, "; ".join([*texts, *([_lines(means)] if means else [])]))
 
 
 def _pqn(claim: Claim, rows: Rows) -> Finding:
-    """IQM of returns divided by plain PQN's mean of the game, and each game by Welch, Holm over the arms within it."""
+    """IQM of returns over plain PQN's mean per game, and Welch's test per game, corrected over the arms (Holm)."""
     games = claim["experiment"]["games"]
     scores = {(arm, game): arm_scores(claim, rows, arm, game) for arm in claim["arms"] for game in games}
     if min(map(len, scores.values())) < len(claim["seeds"]):
@@ -204,7 +204,7 @@ def _pqn(claim: Claim, rows: Rows) -> Finding:
     arms = [arm for arm in claim["arms"] if arm != "peng"]
     below: set[str] = set()
     for game in games:
-        found = [welch(*(Sample.of(scores[each, game]) for each in (arm, "peng"))) for arm in arms]
+        found = [welch(*(Sample.from_scores(scores[each, game]) for each in (arm, "peng"))) for arm in arms]
         ps = holm([each.p for each in found])
         below |= {arm for arm, each, p in zip(arms, found, ps, strict=True) if p < 0.05 and each.value < 0}
     words, texts = [], []
@@ -223,7 +223,7 @@ def _pqn(claim: Claim, rows: Rows) -> Finding:
 
 
 def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
-    """The smaller range over tau exceeds the larger one over alpha, in 95% of draws over seeds."""
+    """Shown if the smallest range over tau exceeds the largest over alpha in 95% of bootstrap draws over seeds."""
     cells: dict[tuple[float, float], list[float]] = {}
     for row in rows.get(claim["experiment"]["judge"], ()):
         if row["seed"] in claim["seeds"]:
@@ -244,7 +244,7 @@ def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
     return Finding(word, f"range over tau minus range over alpha {ahead[0]:+.3g}, above 0 in {share:.0%} of draws")
 
 
-# ------------------------------------------------------------ decided in tables and by studies
+# ------------------------------------------------------------ claims decided by exact tables and studies
 
 
 def _study(rows: Rows, name: str) -> list[Row]:
@@ -293,7 +293,7 @@ def _gap(claim: Claim, rows: Rows) -> Finding:
 
 
 def interval_difference(one: Row, other: Row) -> Difference:
-    """Welch's difference of two means of which only 95% intervals are left, of 20 values and more each."""
+    """Welch's difference of two means known only by their 95% intervals, each of 20 values or more."""
     samples = [
         Sample(row["mean"], (row["high"] - row["low"]) / 2 / 1.96 * float(np.sqrt(row["seeds"])), row["seeds"])
         for row in (one, other)
@@ -311,12 +311,12 @@ def _grids(claim: Claim, rows: Rows) -> Finding:
     worlds = list(dict.fromkeys(world for world, _ in found))
     pairs = [(world, one, other) for world in worlds for one, other in pairwise(order)]
     each = [interval_difference(found[world, one], found[world, other]) for world, one, other in pairs]
-    said = [verdict(a, p) for a, p in zip(each, holm([a.p for a in each]), strict=True)]
+    verdicts = [verdict(a, p) for a, p in zip(each, holm([a.p for a in each]), strict=True)]
     texts = [
         f"{one} - {other} on {world} {a.value:+.3f}, {v.word}"
-        for (world, one, other), a, v in zip(pairs, each, said, strict=True)
+        for (world, one, other), a, v in zip(pairs, each, verdicts, strict=True)
     ]
-    words = [v.word for v in said]
+    words = [v.word for v in verdicts]
     word = "contradicted" if "below" in words else "shown" if set(words) == {"above"} else "undecided at this scale"
     return Finding(word, "reward per step while learning: " + "; ".join(texts))
 
@@ -341,7 +341,7 @@ def _trees(claim: Claim, rows: Rows) -> Finding:
 
 
 def _paired_p(row: Row) -> float:
-    """Of a mean of paired differences over 100 trees whose 95% interval is left."""
+    """The p-value of a mean of paired differences over 100 trees, from its 95% interval."""
     error = (row["high"] - row["low"]) / 2 / 1.96
     return Difference(row["mean"], error, row["seeds"] - 1, float("nan")).p
 
@@ -371,10 +371,10 @@ def _virel(claim: Claim, rows: Rows) -> Finding:
     }
     if min(map(len, scores.values())) < 3:
         return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={claim['experiment']['sweep']}`")
-    found = welch(*(Sample.of(each) for each in scores.values()))
-    said = verdict(found)
-    word = {"above": "shown", "below": "contradicted"}.get(said.word, "undecided at this scale")
-    return Finding(word, _lines([("virel - sac on halfcheetah", found, said)]))
+    found = welch(*(Sample.from_scores(each) for each in scores.values()))
+    outcome = verdict(found)
+    word = {"above": "shown", "below": "contradicted"}.get(outcome.word, "undecided at this scale")
+    return Finding(word, _lines([("virel - sac on halfcheetah", found, outcome)]))
 
 
 def solved_share(values: Array, task: str) -> Estimate:

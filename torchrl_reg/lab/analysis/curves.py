@@ -17,24 +17,24 @@ from torchrl_reg.lab.analysis.scores import normalized
 from torchrl_reg.lab.analysis.statistics import Array, Estimator
 from torchrl_reg.lab.errors import UserError
 
-# Colours after Okabe and Ito, safe for colour-blind readers.
+# Colours by Okabe and Ito, safe for colour-blind readers.
 
-#: On white, in the order of methods; yellow is left out, as lines of it vanish.
+#: Colours on white, in the order of methods, without yellow: its lines are hard to see.
 LIGHT = ("#0072B2", "#D55E00", "#009E73", "#B5548C", "#B98900", "#3F9FD8", "#6A4FB3", "#8A5A3C", "#7A8B00", "#555B61")
-#: The same on black.
+#: Colours on black.
 DARK = ("#4AA8E8", "#FF8A3D", "#2FCB9A", "#E58BBF", "#E3B53B", "#8FD0FF", "#A992F5", "#C99672", "#B7C94A", "#AAB2BA")
 GREY = "#6B6B6B"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One series: ``y`` over ``x``, with an interval or without, and a part that fewer runs reached.
+    """A series ``y`` over ``x`` with an optional interval, and its continuation over the runs that went further.
 
     Args:
-        label: in the legend and the read-out.
-        series: its colour, and what the buttons of a report toggle.
-        low, high: ends of an interval, or None.
-        more_x, more_y: continued dashed.
+        label: text in the legend and the read-out.
+        series: index of its colour, toggled by a button of a report.
+        low, high: ends of the interval, or None.
+        more_x, more_y: the continuation, drawn dashed.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Line:
     more_y: Array = field(default_factory=lambda: np.zeros(0))
 
     def finite(self) -> Line:
-        """The line without points that are not finite numbers."""
+        """The line without points that are not finite."""
         keep, more = (np.isfinite(x) & np.isfinite(y) for x, y in ((self.x, self.y), (self.more_x, self.more_y)))
         low, high = (side if side is None else side[keep] for side in (self.low, self.high))
         rest_x, rest_y = self.more_x[more], self.more_y[more]
@@ -56,41 +56,41 @@ class Line:
 
 @dataclass(frozen=True)
 class Scale:
-    """Values from ``low`` to ``high`` as places in [0, 1], logarithmic or not."""
+    """Maps values from ``low`` to ``high`` to [0, 1], linearly or logarithmically."""
 
     low: float
     high: float
     log: bool = False
 
     def place(self, values: Array | float) -> Array:
-        """Where ``values`` stand."""
+        """The positions of ``values`` in [0, 1]."""
         low, high, at = (np.log10(np.maximum(v, 1e-300)) if self.log else v for v in (self.low, self.high, values))
         return np.asarray((at - low) / (high - low))
 
     def ticks(self, count: int) -> list[float]:
         """About ``count`` round numbers within the limits."""
-        from matplotlib.ticker import LogLocator, MaxNLocator  # tables do without
+        from matplotlib.ticker import Locator, LogLocator, MaxNLocator  # imported here: tables need no matplotlib
 
-        locator: Any = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
+        locator: Locator = LogLocator(numticks=5) if self.log else MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
         return [float(tick) for tick in locator.tick_values(self.low, self.high) if self.low <= tick <= self.high]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over one pair of axes.
+    """Lines in one pair of axes.
 
     Args:
-        title, note: above it, the note in grey.
-        lines: finite ones, see :func:`chart`.
-        x_label, y_label: of the axes.
-        ticks: texts below it at 0, 1, ... instead of numbers; every point is then marked by a dot.
-        may_log: a logarithmic axis where values are positive and span three orders of magnitude.
-        log_x: a logarithmic axis of x.
-        span: lowest and highest value to show, instead of those of the lines.
+        title, note: text above the axes, the note in grey.
+        lines: finite lines, see :func:`chart`.
+        x_label, y_label: labels of the axes.
+        ticks: texts at x = 0, 1, ... instead of numbers; every point is then marked by a dot.
+        may_log: uses a logarithmic y axis if values are positive and span three orders of magnitude.
+        log_x: uses a logarithmic x axis.
+        span: y limits; by default those of the lines.
         level: a value to mark by a dotted line.
-        small: one of many.
-        steps: lines that keep their value up to the next point.
-        joined: points are joined by lines.
+        small: draws fewer ticks, for one panel of many.
+        steps: draws steps instead of straight lines.
+        joined: connects the points.
     """
 
     title: str
@@ -109,7 +109,7 @@ class Chart:
 
     @cached_property
     def x(self) -> Scale:
-        """The axis to the right; from 0 where that costs little."""
+        """The x axis, from 0 if that wastes little space."""
         values = np.concatenate([part for line in self.lines for part in (line.x, line.more_x)])
         left, right = float(values.min()), float(values.max())
         if self.ticks is not None:
@@ -122,7 +122,7 @@ class Chart:
 
     @cached_property
     def y(self) -> Scale:
-        """The axis upwards."""
+        """The y axis."""
         parts = [part for line in self.lines for part in (line.y, line.more_y, line.low, line.high) if part is not None]
         values = np.concatenate([*parts, np.array([] if self.level is None else [self.level])])
         low, high = self.span or (float(values.min()), float(values.max()))
@@ -132,12 +132,12 @@ class Chart:
         return Scale(low - margin, high + margin)
 
     def dotted(self, line: Line) -> bool:
-        """Whether the points of ``line`` are marked: where there are few."""
+        """True if the points of ``line`` are marked, because there are few."""
         return self.ticks is not None or len(line.x) == 1 or 1 < len(line.x) + len(line.more_x) <= 12
 
 
 def chart(title: str, found: Sequence[Line | None], **options: Any) -> Chart | None:
-    """A :class:`Chart` of what is there and finite in ``found``; None where there is nothing to draw."""
+    """A :class:`Chart` of the finite points of the lines in ``found``; None if there are none."""
     lines = [line for line in (each.finite() for each in found if each) if len(line.x) or len(line.more_x)]
     return Chart(title, lines, **options) if lines else None
 
@@ -147,7 +147,7 @@ Curve = tuple[Array, Array]
 
 
 def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
-    """Frames ``[E]`` of any of the ``curves`` (frames and values of a seed), and values ``[seeds, E]``, else NaN."""
+    """The union of the frames of ``curves`` ``[E]`` (a curve a seed), and values ``[seeds, E]``, NaN where absent."""
     every = np.unique(np.concatenate([frames for frames, _ in curves]))
     values = np.full((len(curves), len(every)), np.nan)
     for row, (frames, found) in zip(values, curves, strict=True):
@@ -156,9 +156,9 @@ def seed_values(curves: Sequence[Column]) -> tuple[NDArray[np.int64], Array]:
 
 
 def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], Array] | None:
-    """Frames ``[E]`` that all seeds have evaluated, and values ``[seeds, E]``; None without any.
+    """Frames ``[E]`` at which all seeds were evaluated, and values ``[seeds, E]``; None without any.
 
-    Seeds that have no evaluation yet are left out. An evaluation that is null for one seed is left out for all.
+    Seeds without evaluations are left out. An evaluation that is null for one seed is left out for all.
 
     Raises:
         UserError: seeds evaluated at different frames.
@@ -180,7 +180,7 @@ def group_curve(group: Group, column: str = "return_greedy_mean") -> tuple[NDArr
 
 
 def mean_curve(curves: Sequence[Column]) -> Curve:
-    """Mean at every frame of any curve, over the curves whose span holds it (linear in between)."""
+    """The mean at each frame of any curve, over the curves whose span contains it, interpolated linearly."""
     if not curves:
         return np.zeros(0), np.zeros(0)
     frames = np.unique(np.concatenate([x for x, _ in curves])).astype(np.float64)
@@ -191,19 +191,19 @@ def mean_curve(curves: Sequence[Column]) -> Curve:
 def aggregate_curve(
     groups: Sequence[Group], scale: str, estimator: Estimator, column: str = "return_greedy_mean", *, frames: int
 ) -> tuple[Array, Array]:
-    """One method over its environments: frames ``[E]`` and ``[3, E]`` (value, low, high) of normalized returns.
+    """Aggregate of a method over environments: frames ``[E]`` and normalized returns ``[3, E]`` (value, low, high).
 
-    Curves are interpolated linearly at 50 common frames at most, from the first evaluation that all environments have
-    to the last.
+    Curves are interpolated linearly at up to 50 frames, from the first to the last evaluation that all environments
+    have in common.
 
     Args:
-        groups: of one method, one an environment.
+        groups: groups of one method, one per environment.
         scale: ``human`` or ``sac``.
         estimator: the aggregate over environments and runs.
-        frames: length of the experiment, which SAC's reference returns depend on.
+        frames: length of the runs, on which SAC's reference returns depend.
 
     Raises:
-        UserError: an environment without evaluations, or none in common.
+        UserError: an environment without evaluations, or no frames in common.
     """
     curves = [(group, group_curve(group, column)) for group in groups]
     if missing := [group.env for group, curve in curves if curve is None]:
@@ -224,10 +224,12 @@ def aggregate_curve(
 def profile_lines(
     runs: Mapping[str, Sequence[Array]], scale: str, *, resamples: int, points: int = 301
 ) -> tuple[list[Line], float]:
-    """By method (one array of scores an environment) the share of runs above each score, and that beyond the last."""
+    """Profiles of methods (an array of scores per environment): shares of runs above scores, and above the last one."""
     if not runs:
         return [], 0.0
-    thresholds, beyond = statistics.profile_thresholds([each for of in runs.values() for each in of], scale, points)
+    thresholds, beyond = statistics.profile_thresholds(
+        [each for tasks in runs.values() for each in tasks], scale, points
+    )
     bands = (statistics.performance_profile(each, thresholds, resamples=resamples) for each in runs.values())
     lines = zip(runs, bands, strict=True)
     return [Line(method, series, thresholds, *band) for series, (method, band) in enumerate(lines)], beyond

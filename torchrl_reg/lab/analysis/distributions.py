@@ -1,4 +1,4 @@
-"""Student's t and the beta distribution, which intervals need; scipy, 100 MB, would serve nothing else here."""
+"""Student's t and the beta distribution, for intervals; scipy (100 MB) would be needed for nothing else."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def t_tail(t: float, df: float) -> float:
 
 
 def t_quantile(p: float, df: float) -> float:
-    """The t below which a share ``p`` above 1/2 of Student's t lies.
+    """The quantile of Student's t at ``p`` > 1/2.
 
     >>> round(t_quantile(0.975, 4), 4), round(t_quantile(0.95, 18), 4)
     (2.7764, 1.7341)

@@ -1,4 +1,4 @@
-"""YAML and JSON files of runs and sweeps, bounded in size and depth, and the errors that name a damaged one."""
+"""Reads YAML and JSON files of runs and sweeps, bounded in size and depth."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torchrl_reg.lab.errors import UserError
 
 
 def one_of(name: str, value: str, known: Collection[str]) -> str:
-    """``value`` if it is ``known``.
+    """``value`` if it is one of ``known``.
 
     Raises:
-        UserError: it is not; the message says that of ``name``.
+        UserError: it is not; the message begins with ``name``.
     """
     if value not in known:
         raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
@@ -25,22 +25,22 @@ def one_of(name: str, value: str, known: Collection[str]) -> str:
 
 
 def hint(value: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """``" Did you mean 'x'?"`` where one of ``known`` is near ``value``, else nothing."""
+    """``" Did you mean 'x'?"`` if one of ``known`` resembles ``value``, else an empty string."""
     near = difflib.get_close_matches(value, list(known), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-#: Bytes of a file, settings of a config, and levels it may nest.
-_LARGEST, _MOST_SETTINGS, _DEEPEST = 1 << 22, 10_000, 32
-# What a config of ours never has: aliases, brackets within brackets, lists in one line, forty spaces before a key.
+#: Bytes of a file, settings of a config, and levels of nesting.
+_MAX_BYTES, _MAX_SETTINGS, _MAX_DEPTH = 1 << 22, 10_000, 32
+# Absent from every config that a run writes: aliases, nested brackets, lists in one line, deep indentation.
 _UNUSUAL = re.compile(r"\*|[\[{][^\]}]*[\[{]|- -|\?|^ {40}", re.MULTILINE)
 
 
-def opened(path: Path) -> BinaryIO:
-    """``path``, open for reading.
+def open_file(path: Path) -> BinaryIO:
+    """Opens ``path`` for reading.
 
     Raises:
-        OSError: it is not there, or a pipe or a device, which need not have an end.
+        OSError: no such file, or a pipe or device, where reading may not end.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device")
@@ -48,16 +48,16 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """The text of ``path``; empty without the file.
+    """The text of ``path``; empty if there is no file.
 
     Raises:
         UserError: it cannot be read, or is larger than 4 MiB.
     """
     try:
-        with opened(path) as file:
-            found = file.read(_LARGEST + 1)
-        if len(found) > _LARGEST:
-            raise UserError(f"{path} must be at most {_LARGEST >> 20} MiB, got more.")
+        with open_file(path) as file:
+            found = file.read(_MAX_BYTES + 1)
+        if len(found) > _MAX_BYTES:
+            raise UserError(f"{path} must be at most {_MAX_BYTES >> 20} MiB, got more.")
         return found.decode()
     except FileNotFoundError:
         return ""
@@ -66,10 +66,10 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None without the file.
+    """The object in a JSON file; None if there is no file.
 
     Raises:
-        UserError: it holds something else.
+        UserError: the file holds something else.
     """
     text = read_text(path)
     try:
@@ -82,19 +82,19 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; None without the file.
+    """The content of a YAML file; None if there is no file.
 
-    Aliases (``*name``) are refused: a few lines of them can stand for billions of values, and none are written here.
+    Aliases (``*name``) are refused: a few lines of them can expand to billions of values.
 
     Raises:
-        UserError: it is no YAML, holds aliases or nests too deeply, or PyYAML is not installed.
+        UserError: it is not YAML, holds aliases or nests too deeply, or PyYAML is not installed.
     """
     try:
         import yaml
     except ImportError as error:
         raise UserError("reading run folders needs PyYAML, got none: pip install 'torchrl_reg[report]'.") from error
     text = read_text(path)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config, in Python 15
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config; the Python loader takes 15
     try:
         if _UNUSUAL.search(text):  # checked first: deep nesting crashes the interpreter inside the C loader
             try:
@@ -108,18 +108,18 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} must be YAML, got something else.") from None
 
 
-def _refuse_unbounded(events: Iterator[Any], path: Path) -> None:
+def _refuse_unbounded(events: Iterator[object], path: Path) -> None:
     depth = 0
     for event in events:
         kind = type(event).__name__
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
         if kind == "AliasEvent":
             raise UserError(f"{path} must be YAML without aliases, got one.")
-        if depth > _DEEPEST:
-            raise UserError(f"{path} must nest at most {_DEEPEST} levels, got more.")
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{path} must nest at most {_MAX_DEPTH} levels, got more.")
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: object, prefix: str = "") -> dict[str, Any]:
     """``{"algo": {"tau": 1}}`` as ``{"algo.tau": 1}``; empty sections are kept, and the later of two duplicates wins.
 
     Raises:
@@ -132,6 +132,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items() if isinstance(tree, dict) else ():
         name = f"{prefix}{key}"
         found |= flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-        if len(found) > _MOST_SETTINGS:
-            raise UserError(f"a config must hold at most {_MOST_SETTINGS} settings, got more.")
+        if len(found) > _MAX_SETTINGS:
+            raise UserError(f"a config must hold at most {_MAX_SETTINGS} settings, got more.")
     return found

@@ -1,4 +1,4 @@
-"""Verdicts on a handful of seeds: intervals of means and shares, differences, equality, and what would decide.
+"""Statistics of a few seeds: intervals of shares, differences, equality, and the number of seeds that would decide.
 
 Shares have Clopper and Pearson's interval, differences Welch's t with Holm's correction, equality two one-sided tests
 within a margin. Intervals of means are those of :mod:`torchrl_reg.lab.analysis.statistics`.
@@ -18,29 +18,29 @@ from numpy.typing import ArrayLike
 from torchrl_reg.lab.analysis.distributions import beta_quantile, t_quantile, t_tail
 from torchrl_reg.lab.analysis.statistics import Estimate
 
-#: The highest return of a task; where seeds reach it the mean has no interval, as t covers .66 there at five seeds.
+#: Maximum returns. Where seeds reach one, the mean has no interval: Student's t covers .66 there at five seeds.
 CAPS = {"cartpole": 500.0}
-#: Seeds per arm beyond which a comparison is not worth planning.
-_MOST_SEEDS = 1_000
+#: The largest number of seeds per arm that :func:`seeds_to_decide` returns.
+_MAX_SEEDS = 1_000
 
 
 class Sample(NamedTuple):
-    """Mean, standard deviation over seeds and number of seeds: all that a published score gives."""
+    """Mean, standard deviation over seeds, and number of seeds."""
 
     mean: float
     sd: float
     seeds: int
 
     @classmethod
-    def of(cls, values: ArrayLike) -> Sample:
-        """The sample of scores ``[n]``, one a seed; the deviation of a single one is NaN."""
+    def from_scores(cls, values: ArrayLike) -> Sample:
+        """The sample of scores ``[n]``, one per seed; a single score has deviation NaN."""
         array = np.asarray(values, np.float64)
         sd = float(array.std(ddof=1)) if len(array) > 1 else math.nan
         return cls(float(array.mean()), sd, len(array))
 
 
 def share_estimate(count: int, seeds: int) -> Estimate:
-    """A share with its 95% interval after Clopper and Pearson.
+    """A share with its 95% interval (Clopper and Pearson).
 
     >>> [round(end, 3) for end in share_estimate(5, 5)]
     [1.0, 0.478, 1.0]
@@ -51,19 +51,19 @@ def share_estimate(count: int, seeds: int) -> Estimate:
 
 
 def at_cap(env: str, values: ArrayLike) -> Estimate | None:
-    """The share of seeds at the cap of ``env``; None where it has none or no seed is there."""
+    """The share of seeds at the cap of ``env``; None without a cap, or if no seed reaches it."""
     count = int(np.sum(np.asarray(values) >= CAPS.get(env, math.inf)))
     return share_estimate(count, len(np.asarray(values))) if count else None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One mean minus another by Welch's t.
+    """A difference of two means (Welch's t).
 
     Args:
-        value: of the means.
-        error, df: standard error and degrees of freedom; NaN where a side has a single seed.
-        sd: of a seed, pooled over both sides.
+        value: the difference.
+        error, df: standard error and degrees of freedom; NaN if a sample has a single seed.
+        sd: standard deviation over seeds, pooled over both samples.
     """
 
     value: float
@@ -73,7 +73,7 @@ class Difference:
 
     @cached_property
     def p(self) -> float:
-        """Two-sided, of no difference."""
+        """The two-sided p-value of no difference."""
         if not self.error > 0:
             return math.nan if math.isnan(self.error) else float(self.value == 0)
         return 2 * t_tail(abs(self.value) / self.error, self.df)
@@ -85,7 +85,7 @@ class Difference:
         return Estimate(self.value, self.value - half, self.value + half)
 
     def equal_p(self, margin: float) -> float:
-        """The larger p-value of two one-sided tests: small where the means lie within ``margin`` of each other."""
+        """The p-value of equality within ``margin``: the larger of two one-sided tests."""
         if not self.error > 0:
             return math.nan if math.isnan(self.error) else float(abs(self.value) >= margin)
         return t_tail((margin - abs(self.value)) / self.error, self.df)
@@ -108,7 +108,7 @@ def welch(x: Sample, y: Sample) -> Difference:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values corrected for all of ``ps`` at once (Holm 1979); NaN, of what was not tested, is not counted.
+    """The p-values ``ps`` corrected for multiple tests (Holm 1979); NaN (not tested) is not counted.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -136,11 +136,11 @@ def fisher(one: tuple[int, int], other: tuple[int, int]) -> float:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a difference amounts to.
+    """The verdict on a difference.
 
     Args:
         word: ``above``, ``below``, ``equal`` or ``undecided``.
-        found, margin: what it is on.
+        found, margin: the difference and the margin, if undecided.
     """
 
     word: str
@@ -149,7 +149,7 @@ class Verdict:
 
     @cached_property
     def seeds(self) -> int | None:
-        """Seeds per arm that would decide; None beyond 1,000, or where a deviation is unknown."""
+        """Seeds per arm that would decide; None beyond 1,000, or if a deviation is unknown."""
         return None if self.found is None else seeds_to_decide(self.found.value, self.found.sd, self.margin)
 
     def __str__(self) -> str:
@@ -159,14 +159,14 @@ class Verdict:
 
 
 def verdict(found: Difference, p: float | None = None, margin: float | None = None) -> Verdict:
-    """``above`` or ``below`` at 5%, else ``equal`` where both one-sided tests pass at 5%, else ``undecided``.
+    """``above`` or ``below`` at 5%, else ``equal`` if both one-sided tests pass at 5%, else ``undecided``.
 
     Args:
         found: the difference.
-        p: its p-value as corrected by :func:`holm`, where several are tested at once.
-        margin: in the unit of the scores; None where equality is not asked for.
+        p: its p-value corrected by :func:`holm`, if several are tested; by default its own.
+        margin: margin of equality, in the unit of the scores; None for no test of equality.
     """
-    # A difference that is also within the margin is called a difference, the sharper of the two.
+    # First: a difference may also lie within the margin, and is the stronger verdict.
     if (found.p if p is None else p) < 0.05:
         return Verdict("above" if found.value > 0 else "below")
     if margin is not None and found.equal_p(margin) < 0.05:
@@ -175,14 +175,14 @@ def verdict(found: Difference, p: float | None = None, margin: float | None = No
 
 
 def seeds_to_decide(gap: float, sd: float, margin: float | None = None, power: float = 0.8) -> int | None:
-    """Seeds per arm that with ``power`` show a true gap as observed, or equality of equal arms within ``margin``.
+    """Seeds per arm that show a true ``gap``, or equality of equal arms within ``margin``, with probability ``power``.
 
     >>> seeds_to_decide(1.0, 1.0), seeds_to_decide(0.0, 1.0), seeds_to_decide(0.0, 1.0, margin=1.0)
     (17, None, 18)
     """
     if math.isnan(sd) or sd == 0:
         return None
-    low, high = 2, _MOST_SEEDS
+    low, high = 2, _MAX_SEEDS
     if _power(gap, sd, margin, high) < power:
         return None
     while high - low > 1:
@@ -192,7 +192,7 @@ def seeds_to_decide(gap: float, sd: float, margin: float | None = None, power: f
 
 
 def _power(gap: float, sd: float, margin: float | None, seeds: int) -> float:
-    """Of Welch's test at a true ``gap``, or of equality within ``margin`` without one, whichever is larger."""
+    """The power of Welch's test at a true ``gap``, or of equality within ``margin`` at no gap; the larger one."""
     error, df = sd * math.sqrt(2 / seeds), 2 * seeds - 2
     shown = _normal(abs(gap) / error - t_quantile(0.975, df))
     reach = 0.0 if margin is None else margin / error - t_quantile(0.95, df)
@@ -204,9 +204,9 @@ def _normal(z: float) -> float:
 
 
 def power_of_equality(margin: float, seeds: int, others: int, gap: float = 0.0, draws: int = 4_000) -> float:
-    """How often two arms ``gap`` apart pass as equal within ``margin``, both in standard deviations of a seed.
+    """Probability that two arms ``gap`` apart pass as equal within ``margin``, both in standard deviations of a seed.
 
-    By simulation, always the same draws: normal scores, :func:`welch` and both one-sided tests at 5%.
+    Simulated with fixed draws: normal scores, :func:`welch` and both one-sided tests at 5%.
 
     >>> [round(power_of_equality(1.0, *seeds), 1) for seeds in ((5, 3), (10, 10), (20, 20))]
     [0.0, 0.4, 0.9]

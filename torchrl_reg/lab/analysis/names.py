@@ -1,4 +1,4 @@
-"""Tasks and methods as people write them, in the order of tables."""
+"""Display names of tasks and methods, in the order of tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Formats numbers for people: amounts, durations, scores, percentages."""
+"""Formats numbers for display: amounts, durations, scores, percentages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def amount(value: float, digits: int = 3) -> str:
 
 
 def distinct(values: Sequence[float], text: Callable[[float, int], str]) -> list[str]:
-    """``text`` of each value, three digits or as many as tell all of them apart.
+    """``text`` of each value, with three digits, or more if needed to distinguish them.
 
     >>> distinct([2000, 2002.5, 2005], amount), distinct([0, 10], amount)
     (['2k', '2.002k', '2.005k'], ['0', '10'])
@@ -34,7 +34,7 @@ def distinct(values: Sequence[float], text: Callable[[float, int], str]) -> list
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things.
+    """A count with its noun.
 
     >>> counted(1, "run"), counted(2_000, "run")
     ('1 run', '2000 runs')
@@ -89,7 +89,7 @@ def duration(seconds: float) -> str:
 
 
 def hours(seconds: float) -> str:
-    """Elapsed time in the unit a person would use.
+    """Elapsed time in seconds, minutes or hours.
 
     >>> hours(40), hours(600), hours(9000), hours(1e7), hours(3596)
     ('40 s', '10 min', '2.5 h', '2,778 h', '1 h')

@@ -1,4 +1,4 @@
-"""Tables and figures in Markdown between markers: ``<!-- table: NAME -->`` ... ``<!-- end -->``, made from rows."""
+"""Generated tables and figures in Markdown pages, between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from torchrl_reg.lab.analysis.documents import hint, read_text
 from torchrl_reg.lab.errors import UserError
 
-#: Name of a table -> its Markdown; a name in a marker may be followed by a word, which is handed over.
+#: Functions that return the Markdown of a table, by name; the argument is the word after the name in the marker.
 Tables = Mapping[str, Callable[[str], str]]
 _MARKED = re.compile(r"<!-- table: (\w+) ?([^>]*?) ?-->(.*?)<!-- end -->", re.S)
 
 
-def filled(text: str, tables: Tables, where: str) -> str:
-    """``text`` with every marked table made again; one that begins on the marker's line stays on it.
+def with_tables(text: str, tables: Tables, where: str) -> str:
+    """``text`` with its marked tables regenerated; a table on the line of its marker stays on it.
 
     Raises:
-        UserError: a marker that names no table, or none at all.
+        UserError: an unknown table, or no marker.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -36,9 +36,9 @@ def filled(text: str, tables: Tables, where: str) -> str:
     return found
 
 
-def edited(text: str, made: str, where: str) -> Iterator[str]:
-    """A sentence on each table of ``text`` that is not as ``made`` from the rows: the first line that differs."""
-    for old, new in zip(_MARKED.finditer(text), _MARKED.finditer(made), strict=True):
+def stale_tables(text: str, current: str, where: str) -> Iterator[str]:
+    """A sentence on each table of ``text`` that differs from ``current``, with the first line that differs."""
+    for old, new in zip(_MARKED.finditer(text), _MARKED.finditer(current), strict=True):
         if old[0] == new[0]:
             continue
         changes = list(difflib.ndiff(old[0].splitlines(), new[0].splitlines()))
@@ -50,17 +50,17 @@ def edited(text: str, made: str, where: str) -> Iterator[str]:
 
 
 def write_page(path: Path, tables: Tables, *, default: str | None = None) -> Path:
-    """Fills the tables of the page at ``path``; without the file, of a new page that shows ``default``.
+    """Regenerates the tables of the page at ``path``; a missing page is created with the table ``default``.
 
     Raises:
-        UserError: no such page, or as :func:`filled`.
+        UserError: no such page and no ``default``, or as :func:`with_tables`.
     """
     text = read_text(path)
     if not text:
         if default is None:
             raise UserError(f"page must be an existing file, got {path}.")
         text = f"<!-- table: {default} -->\n<!-- end -->\n"
-    made = filled(text, tables, str(path))
-    if made != text:
-        path.write_text(made, encoding="utf-8")
+    current = with_tables(text, tables, str(path))
+    if current != text:
+        path.write_text(current, encoding="utf-8")
     return path

@@ -1,4 +1,4 @@
-"""Figures of finished runs as files: learning curves, aggregates over environments, improvement, profiles."""
+"""Draws finished runs: learning curves, aggregates over environments, improvement, profiles."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from torchrl_reg.lab.analysis.statistics import AGGREGATES
 from torchrl_reg.lab.errors import UserError
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
-#: Methods a legend above the panels holds, and inches a row of it takes.
-_MOST_ABOVE, _LEGEND_ROW = 12, 0.19
-#: Inches of a figure of several panels: a page 720 pixels wide shows its letters at their size.
+#: Maximum number of methods in a legend above the panels, and inches per row of it.
+_MAX_ABOVE, _LEGEND_ROW = 12, 0.19
+#: Width in inches of a figure with several panels: text keeps its size on a page 720 pixels wide.
 _PAGE = 7.2
 SUFFIXES = (".png", ".svg", ".pdf")
-#: Ours where it differs from no published score of its protocol, where it does, and where nobody published one.
-_MEETS, _MISSES, _ALONE = LIGHT[2], LIGHT[1], LIGHT[0]
+#: Colours of our scores: not shown to differ from the published ones of the same protocol, different, none published.
+_AGREES, _DIFFERS, _UNPUBLISHED = LIGHT[2], LIGHT[1], LIGHT[0]
 _CENTERS = {"mean": statistics.mean, "iqm": statistics.interquartile_mean}
 _FRAMES = "environment frames"
 
@@ -38,7 +38,7 @@ _FRAMES = "environment frames"
 def draw_learning_curves(
     groups: Sequence[Group], path: Path, *, column: str = "return_greedy_mean", center: str = "mean"
 ) -> Path:
-    """One panel an environment, one curve a method: mean or IQM (``center``) of its seeds with a 95% interval.
+    """A panel per environment with a curve per method: mean or IQM (``center``) over seeds with a 95% interval.
 
     Raises:
         UserError: no evaluations at all, seeds evaluated at different frames, or a bad ``center`` or suffix.
@@ -61,14 +61,14 @@ def draw_learning_curves(
 def draw_aggregate_curves(
     groups: Sequence[Group], path: Path, *, scale: str, column: str = "return_greedy_mean", aggregate: str = "IQM"
 ) -> Path:
-    """``aggregate`` (IQM, median, mean or optimality gap) over environments of normalized returns, over frames.
+    """Draws ``aggregate`` (IQM, median, mean or optimality gap) of normalized returns over environments, per frame.
 
     Only methods with runs on every environment are drawn.
 
     Raises:
         UserError: no common scale, no such method, or a bad ``aggregate`` or suffix.
     """
-    _scaled(scale)
+    _require_scale(scale)
     if scale == "own_sac":
         raise UserError("normalize must be human or sac for aggregate curves, got own_sac, a score of finished runs.")
     one_of("aggregate", aggregate, AGGREGATES)
@@ -88,14 +88,14 @@ def draw_aggregate_curves(
 
 
 def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
-    """Share of runs above each normalized score, averaged over environments, with 95% intervals (run-score profile).
+    """Draws the share of runs above each normalized score, averaged over environments, with 95% intervals.
 
     Only methods with runs on every environment are drawn.
 
     Raises:
         UserError: no common scale, no such method, or a bad suffix.
     """
-    _scaled(scale)
+    _require_scale(scale)
     board = Scoreboard(scores, scale).on_scale()
     lines, beyond = profile_lines(board.comparable(), scale, resamples=1_000)
     if not lines:
@@ -107,7 +107,7 @@ def draw_profiles(scores: Sequence[Scores], path: Path, *, scale: str) -> Path:
 
 
 def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, baseline: str, scale: str) -> Path:
-    """A bar an environment: how far ``method`` is above ``baseline``, in percent on a symmetric log scale.
+    """Draws a bar per environment: the improvement of ``method`` over ``baseline`` in percent, on a symlog scale.
 
     ``100 (x - b) / max(1, b)`` of normalized means x and b: relative to the reference agent or the baseline, whichever
     is higher (Wang et al., 2016). Without a scale ``100 (x - b) / |b|`` of mean returns.
@@ -116,7 +116,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
         UserError: unknown methods, no environment in common, a baseline of 0 without a scale, or a bad suffix.
     """
     board = Scoreboard(scores, scale)
-    ours, theirs = board.of(method), board.of(baseline)
+    ours, theirs = board.method_scores(method), board.method_scores(baseline)
     shared = [env for env in ours if env in theirs and has_score(env, scale)]
     means = {env: [float(board.normalized(env, of[env]).mean()) for of in (ours, theirs)] for env in shared}
     found = {env: _improvement(env, score, other, scale) for env, (score, other) in means.items()}
@@ -132,7 +132,7 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
     axes.set_yticks(range(len(envs)), [env.removeprefix("atari/") for env in envs], fontsize=8)
     axes.set_ylim(-0.6, len(envs) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    # Linear up to 10%, then by powers of ten, the same to either side.
+    # Linear up to 10%, then logarithmic, symmetric about 0.
     end = 3 * max(float(np.abs(values).max()), 10)
     axes.set_xscale("symlog", linthresh=10, linscale=0.6)
     axes.set_xlim(-end, end)
@@ -146,9 +146,9 @@ def draw_improvement(scores: Sequence[Scores], path: Path, *, method: str, basel
 
 
 def draw_published(found: Sequence[Gap], path: Path) -> Path:
-    """A panel an environment, a row a method: ours with its 95% interval, a published mean ± spread below it in grey.
+    """A panel per environment with a row per method: our 95% interval, and below it a published mean ± spread in grey.
 
-    Published scores under another protocol are left out. Returns are undiscounted, in reward units.
+    Published scores of other protocols are left out. Returns are undiscounted, in reward units.
 
     Raises:
         UserError: as :func:`save`.
@@ -161,8 +161,8 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
     drawn: set[str] = set()
     columns = min(len(rows), 3)
     lines = -(-len(rows) // columns)
-    most = max(map(len, rows.values()))
-    figure = new_figure(_PAGE if columns > 1 else 4.8, lines * (0.75 + 0.42 * most))
+    max_rows = max(map(len, rows.values()))
+    figure = new_figure(_PAGE if columns > 1 else 4.8, lines * (0.75 + 0.42 * max_rows))
     for place, (env, methods) in enumerate(rows.items(), 1):
         axes = styled(figure.add_subplot(lines, columns, place))
         axes.set_title(TASKS.get(env, env), fontsize=9, loc="left")
@@ -172,9 +172,9 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
             drawn |= _draw_row(axes, row, gaps)
     figure.supxlabel("return", fontsize=9)
     looks = {
-        "ours, not shown to differ": _MEETS,
-        "ours, differs": _MISSES,
-        "ours, none published": _ALONE,
+        "ours, not shown to differ": _AGREES,
+        "ours, differs": _DIFFERS,
+        "ours, none published": _UNPUBLISHED,
         "published": GREY,
     }
     add_legend(figure, {label: {"color": color} for label, color in looks.items() if color in drawn})
@@ -182,22 +182,30 @@ def draw_published(found: Sequence[Gap], path: Path) -> Path:
 
 
 def _draw_row(axes: Axes, row: int, gaps: Sequence[Gap]) -> set[str]:
-    """Draws ours and the first published score of its protocol; returns the colours it took."""
+    """Draws our score and the first published one of the same protocol; returns the colours used."""
     same = [gap for gap in gaps if gap.difference is not None]
     differs = any(gap.verdict and gap.verdict.word in ("above", "below") for gap in same)
-    color = _ALONE if not same else _MISSES if differs else _MEETS
-    look: dict[str, Any] = {"fmt": "o", "markersize": 4, "linewidth": 2, "clip_on": False}
+    color = _UNPUBLISHED if not same else _DIFFERS if differs else _AGREES
     ours = gaps[0].ours
     ends = [[ours.value - ours.low], [ours.high - ours.value]]
-    axes.errorbar(ours.value, row - 0.12, xerr=ends, color=color, **look)
+    axes.errorbar(ours.value, row - 0.12, xerr=ends, color=color, fmt="o", markersize=4, linewidth=2, clip_on=False)
     for published in [gap.published for gap in same if gap.published is not None][:1]:
-        look |= {"markerfacecolor": "white", "linewidth": 1.2}
-        axes.errorbar(published.mean, row + 0.16, xerr=published.spread or 0, color=GREY, **look)
+        axes.errorbar(
+            published.mean,
+            row + 0.16,
+            xerr=published.spread or 0,
+            color=GREY,
+            fmt="o",
+            markersize=4,
+            markerfacecolor="white",
+            linewidth=1.2,
+            clip_on=False,
+        )
     return {color, *([GREY] if same else [])}
 
 
 def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_label: str = "", y_label: str = "") -> Path:
-    """Writes ``charts`` side by side, in rows of ``columns``, under one legend; labels are of all of them.
+    """Writes ``charts`` in rows of ``columns`` with one legend and shared axis labels.
 
     Raises:
         UserError: as :func:`save`.
@@ -208,15 +216,15 @@ def draw(charts: Sequence[Chart | None], path: Path, *, columns: int = 1, x_labe
     width, height = (6.4, 3.6) if len(found) == 1 else (_PAGE, 2.9 if rows == 1 else 2.2 * rows)
     figure = new_figure(width, height + 0.5)
     for place, each in enumerate(found, 1):
-        _ink(styled(figure.add_subplot(rows, columns, place)), each)
+        _draw_chart(styled(figure.add_subplot(rows, columns, place)), each)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
     add_legend(figure, {line.label: style(line.series) for each in found for line in each.lines})
     return save(figure, path)
 
 
-def _ink(axes: Axes, chart: Chart) -> None:
-    """Draws ``chart`` on its own scales."""
+def _draw_chart(axes: Axes, chart: Chart) -> None:
+    """Draws ``chart`` in ``axes``."""
     axes.set_title(chart.title, fontsize=9, loc="left")
     axes.set_title(chart.note, fontsize=8, loc="right", color=GREY)
     axes.set(xscale="log" if chart.x.log else "linear", xlim=(chart.x.low, chart.x.high))
@@ -260,7 +268,7 @@ def _improvement(env: str, score: float, baseline: float, scale: str) -> float:
     return 100 * (score - baseline) / abs(baseline)
 
 
-def _scaled(scale: str) -> None:
+def _require_scale(scale: str) -> None:
     if scale not in ("human", "sac", "own_sac"):
         raise UserError(
             "normalize must be human, sac or own_sac to average environments, got none; returns of different "
@@ -269,18 +277,18 @@ def _scaled(scale: str) -> None:
 
 
 def style(series: int) -> dict[str, Any]:
-    """Colour of a series, the same in every panel; dashes once the colours are used up."""
+    """The colour of a series, the same in all panels, with dashes once the colours repeat."""
     dashes = _DASHES[series // len(LIGHT) % len(_DASHES)]
     return {"color": LIGHT[series % len(LIGHT)], "linestyle": dashes}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of ``width`` x ``height`` inches, made without pyplot, so that no display is needed."""
+    """An empty figure of ``width`` x ``height`` inches; created without pyplot, which may need a display."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def styled(axes: Axes) -> Axes:
-    """``axes`` without frame, with a faint grid and small ticks."""
+    """Styles ``axes``: no frame, a faint grid, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#B0B0B0")
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -290,15 +298,15 @@ def styled(axes: Axes) -> Axes:
 
 
 def add_legend(figure: Figure, looks: dict[str, dict[str, Any]]) -> None:
-    """One frameless legend for all panels: above them, and to their right for more than 12 methods.
+    """Adds a legend for all panels: above them, or to their right for more than 12 methods.
 
-    The figure grows by what the legend takes, so that the panels keep their size.
+    The figure grows by the size of the legend, so that the panels keep theirs.
     """
     handles = [Line2D([], [], linewidth=2, label=method, **look) for method, look in looks.items()]
     width, height = figure.get_size_inches()
     entry = 0.075 * max(len(method) for method in looks) + 0.45
     place: Literal["outside upper left", "outside right upper"]
-    if len(looks) > _MOST_ABOVE:
+    if len(looks) > _MAX_ABOVE:
         columns, place = 1, "outside right upper"
         figure.set_size_inches(width + entry, max(height, _LEGEND_ROW * len(looks) + 0.3))
     else:
@@ -316,7 +324,7 @@ def save(figure: Figure, path: Path) -> Path:
     checked_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Without a date and with fixed names inside, equal runs give equal files.
+        # No date and fixed ids: equal runs give equal files.
         metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix.lower())
         with rc_context({"svg.hashsalt": "torchrl_reg"}):
             figure.savefig(path, dpi=130, metadata=metadata)
@@ -326,7 +334,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def checked_path(path: Path) -> Path:
-    """``path`` if its suffix is one that can be written.
+    """``path`` if its suffix is one of ``SUFFIXES``.
 
     Raises:
         UserError: it is not.

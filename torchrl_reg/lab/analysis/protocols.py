@@ -1,4 +1,4 @@
-"""Published scores beside ours where the protocol is the same, and what differs where it is not."""
+"""Compares our scores with published ones of the same protocol, and lists the differences of other protocols."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torchrl_reg.lab.analysis.inference import Difference, Sample, Verdict, verd
 from torchrl_reg.lab.analysis.numbers import amount, counted
 from torchrl_reg.lab.analysis.published import published_file
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number
-from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, checked, scores_of
+from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, require_scores, scores_of
 from torchrl_reg.lab.analysis.statistics import Estimate, stratified_estimate
 from torchrl_reg.lab.analysis.tables import Row, Table, frames_text
 from torchrl_reg.lab.errors import UserError
 
-#: Metrics in words.
+#: Display names of metrics.
 _METRICS = {
     EVALUATION: "greedy evaluation",
     "return_sampled_mean": "sampled evaluation",
@@ -31,8 +31,8 @@ _METRICS = {
     "return_mean": "training episodes since the row before",
 }
 _LIMIT = "env.max_episode_frames"
-#: Options that a published agent has only where its settings say so. One that a record lacks did not exist yet.
-_UNUSED: dict[str, Any] = {
+#: Defaults of options absent from a published agent's settings, and from records older than the option.
+_DEFAULTS: dict[str, object] = {
     "algo.eps_decay": "linear",
     "algo.eps_off_frames": None,
     "algo.random_until_learning": False,
@@ -59,17 +59,17 @@ class Published:
     """A published score and its protocol.
 
     Args:
-        name: whose it is, ``"CleanRL dqn.py"``.
-        source: where it stands.
-        method, env: ours, ``"dqn"`` and ``"cartpole"``.
-        frames: environment frames at the score, as ours are counted.
-        mean: over ``seeds``, in the unit of the returns.
-        spread, kind: what stands behind its ±, and what that is (``"sd"`` over seeds); None if none was published.
-        column: the return that was averaged, a column of evaluation or training rows.
-        every: frames between two training rows, where the column depends on it.
-        margin, power: means this near are equal, and how often equal ones pass; see ``data/published.yaml``.
-        settings: those of a run that the score depends on, flat.
-        note: what no setting says.
+        name: name of the implementation, ``"CleanRL dqn.py"``.
+        source: where it was published.
+        method, env: our names, ``"dqn"`` and ``"cartpole"``.
+        frames: environment frames at the score, counted as in our runs.
+        mean: mean over ``seeds``, in the unit of the returns.
+        spread, kind: the number after ±, and its kind (``"sd"`` over seeds); None if none was published.
+        column: the averaged return, a column of evaluation or training rows.
+        every: frames between two training rows, if the column depends on it.
+        margin, power: margin of equality, and the probability that equal means pass; see ``data/published.yaml``.
+        settings: settings on which the score depends, flat.
+        note: differences that no setting expresses.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Published:
     mean: float
     seeds: int
     column: str
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     spread: float | None = None
     kind: str = ""
     every: int | None = None
@@ -96,13 +96,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Gap:
-    """Ours beside a published score.
+    """Our scores and a published one.
 
     Args:
-        scores: ours, one a run that counts.
-        column: the metric that they are of.
-        published: None where nobody published the method on the environment.
-        differs: what is not as published, ``"eps_end 0.1, not 0.05"``; empty where the protocol is the same.
+        scores: our scores.
+        column: their metric.
+        published: the published score; None without one.
+        differs: differences of the protocols, ``"eps_end 0.1, not 0.05"``; empty if they are the same.
     """
 
     scores: Scores
@@ -112,7 +112,7 @@ class Gap:
 
     @cached_property
     def ours(self) -> Estimate:
-        """Our mean over the seeds and its 95% interval by Student's t.
+        """Our mean over seeds with its 95% interval (Student's t).
 
         Raises:
             UserError: no run has a score.
@@ -121,18 +121,18 @@ class Gap:
 
     @cached_property
     def difference(self) -> Difference | None:
-        """Our mean minus the published one; None where the protocol differs."""
+        """Our mean minus the published one; None if the protocols differ."""
         if self.published is None or self.differs:
             return None
         spread = self.published.spread
         theirs = Sample(self.published.mean, math.nan if spread is None else spread, self.published.seeds)
-        return welch(Sample.of(self.scores.values), theirs)
+        return welch(Sample.from_scores(self.scores.values), theirs)
 
     @property
     def verdict(self) -> Verdict | None:
-        """Above, below, equal within the margin or undecided, at 5%; None where the protocol differs.
+        """Above, below, equal within the margin or undecided, at 5%; None if the protocols differ.
 
-        Equality is not asked for where it could pass in fewer than half of the cases.
+        Equality is not tested if equal means would pass in fewer than half of all cases.
         """
         if self.published is None or self.difference is None:
             return None
@@ -150,37 +150,48 @@ class Gap:
 
 @cache
 def published_scores() -> tuple[Published, ...]:
-    """Every published score whose protocol is shipped, in the order of ``data/published.yaml``."""
+    """The published scores with a protocol, in the order of ``data/published.yaml``."""
     sources = published_file()["sources"]
     rows = [row for row in published_file()["scores"] if "settings" in _source(sources, row["by"])]
     return tuple(_published(row, _source(sources, row["by"])) for row in rows)
 
 
 def _source(sources: Mapping[str, Any], name: str) -> dict[str, Any]:
-    own = sources[name]
-    other = _source(sources, own["like"]) if "like" in own else {}
-    settings = other.get("settings", {}) | flat(own.get("settings", {}))
-    return {**other, **own} | ({"settings": settings} if settings else {})
+    source = sources[name]
+    base = _source(sources, source["like"]) if "like" in source else {}
+    settings = base.get("settings", {}) | flat(source.get("settings", {}))
+    return {**base, **source} | ({"settings": settings} if settings else {})
 
 
 def _published(row: Mapping[str, Any], source: Mapping[str, Any]) -> Published:
     settings = source["settings"] | flat(source.get("only", {}).get(row["task"], {}))
-    names = ("method", "frames", "mean", "seeds", "column", "spread", "kind", "every", "margin", "power")
-    given = {name: row[name] for name in names if name in row}
-    note = source.get("note", "")
     return Published(
-        row["by"], source["source"], env=row["task"], settings=MappingProxyType(settings), note=note, **given
+        name=row["by"],
+        source=source["source"],
+        method=row["method"],
+        env=row["task"],
+        frames=row["frames"],
+        mean=row["mean"],
+        seeds=row["seeds"],
+        column=row["column"],
+        settings=MappingProxyType(settings),
+        spread=row.get("spread"),
+        kind=row.get("kind", ""),
+        every=row.get("every"),
+        margin=row.get("margin"),
+        power=row.get("power", 0.0),
+        note=source.get("note", ""),
     )
 
 
 def gap(record: Group, published: Published, column: str | None = None, *, unfinished: bool = False) -> Gap:
-    """Our score at the end of a record, beside a published one.
+    """Our final score and a published one.
 
     Args:
-        record: the seeds of a method.
+        record: our runs of the method.
         published: one of :func:`published_scores`.
-        column: the metric; by default the published one, or the greedy evaluation where the record lacks it.
-        unfinished: score runs that are not finished, too.
+        column: the metric; by default the published one, or the greedy evaluation if the runs lack it.
+        unfinished: includes unfinished runs.
     """
     column = column or _column_of(record, published.column)
     scores = scores_of(record, "final", column, unfinished=unfinished)
@@ -188,23 +199,23 @@ def gap(record: Group, published: Published, column: str | None = None, *, unfin
 
 
 def _column_of(record: Group, column: str) -> str:
-    """``column`` where the record has it."""
+    """``column`` if the record has it, else the greedy evaluation."""
     return column if any(len(run.evaluations(column)[0]) for run in record.runs) else EVALUATION
 
 
 def _differences(run: RunRecord, published: Published, column: str, frames: Sequence[int]) -> tuple[str, ...]:
-    """What differs: method, environment, metric, frames, how often rows were written, settings."""
+    """Differences of the protocols: method, environment, metric, frames, frames between rows, settings."""
     pairs = [
         ("method", run.recipe, published.method),
         ("environment", run.env, published.env),
         ("metric", _METRICS.get(column, column), _METRICS.get(published.column, published.column)),
     ]
-    # To three digits, as a last batch need not end at a round number.
+    # To three digits: the last batch may end past a round number.
     pairs += [("frames", each, amount(published.frames)) for each in dict.fromkeys(map(amount, frames))]
     if column == published.column and published.every is not None:
         written = np.diff(run.evaluated_frames(column)[-2:], prepend=0)[-1:].tolist()
         pairs += [("frames between rows", str(each), str(published.every)) for each in written]
-    compared = {**published.settings, **_UNUSED, **published.settings}  # what was published first
+    compared = {**published.settings, **_DEFAULTS, **published.settings}  # in the order of the published settings
     for key, theirs in compared.items():
         value = run.config.get(key, "not recorded" if key in published.settings else theirs)
         if key == _LIMIT and theirs is None and is_number(value) and value >= max(frames, default=0):
@@ -214,19 +225,19 @@ def _differences(run: RunRecord, published: Published, column: str, frames: Sequ
 
 
 def gaps(groups: Sequence[Group], column: str | None = None, *, unfinished: bool = False) -> list[Gap]:
-    """The :func:`gap` of each method to each source that published it; one without a published score where nobody did.
+    """The :func:`gap` of each method to each of its sources, or one without a published score.
 
-    Of the scores that a source gives at several lengths, the one whose protocol is nearest to ours.
+    If a source has scores at several lengths, the one with the protocol nearest to ours.
 
     Raises:
-        UserError: nobody published any method here, or no run has a score.
+        UserError: no method has a published score, or no run has a score.
     """
     found = [each for group in groups for each in _gaps(group, column, unfinished)]
     if all(each.published is None for each in found):
         known = ", ".join(dict.fromkeys(f"{each.method} on {each.env}" for each in published_scores()))
         names = ", ".join(f"{group.method} on {group.env}" for group in groups)
         raise UserError(f"results must hold a method with a published score ({known}), got {names}.")
-    checked([each.scores for each in found])
+    require_scores([each.scores for each in found])
     return found
 
 
@@ -237,19 +248,19 @@ def _gaps(group: Group, column: str | None, unfinished: bool) -> list[Gap]:
         if each.method == group.runs[0].recipe:
             found.setdefault(each.name, []).append(gap(group, each, column, unfinished=unfinished))
     if found:
-        return [min(lengths, key=_far) for lengths in found.values()]
+        return [min(lengths, key=_distance) for lengths in found.values()]
     metric = column or (_column_of(group, known[0].column) if known else EVALUATION)
     return [Gap(scores_of(group, "final", metric, unfinished=unfinished), metric, None)]
 
 
-def _far(each: Gap) -> tuple[int, int]:
-    """How many differences, and by how many frames."""
+def _distance(each: Gap) -> tuple[int, int]:
+    """The number of differences, then the difference in frames."""
     theirs = 0 if each.published is None else each.published.frames
     return len(each.differs), max((abs(frames - theirs) for frames in each.scores.frames), default=0)
 
 
 def protocol_table(found: Sequence[Gap]) -> Table:
-    """A row for each of ``found`` that has a score of ours; a published number only where the protocol is the same."""
+    """A row for each of ``found`` with a score of ours; published numbers only if the protocols are the same."""
     sources = {each.published.name: each.published for each in found if each.published is not None}
     notes = [f"{name}: {each.source}{each.note and '; '}{each.note}." for name, each in sources.items()]
     rows = tuple(_row(each) for each in found if len(each.scores.values))

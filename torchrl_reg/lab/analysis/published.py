@@ -1,4 +1,4 @@
-"""Published numbers shipped with the package, ``data/published.yaml``, and scores on the scale of a reference agent."""
+"""Published numbers (``data/published.yaml``), and scores normalized by a reference agent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchrl_reg.lab.analysis.documents import hint, one_of, read_yaml
 from torchrl_reg.lab.analysis.numbers import amount
 from torchrl_reg.lab.errors import UserError
 
-#: Sources that are tables of many games, which ``torchrl-reg table --published NAME`` puts beside any run.
+#: Sources with tables of many games, for ``torchrl-reg table --published NAME``.
 _TABLES = ("mirl", "ments", "sac")
 
 
@@ -27,11 +27,11 @@ class PublishedTable:
 
     Args:
         source: the paper.
-        unit: what the numbers are, ``"human-normalized %"`` or ``"return"``.
-        note: what to keep in mind beside numbers of one's own.
+        unit: unit of the numbers, ``"human-normalized %"`` or ``"return"``.
+        note: caveats for a comparison with our numbers.
         columns: methods, in the paper's order.
-        scores: by game (spelled as in ``env.game``) and method.
-        family: the environments whose games these are.
+        scores: numbers by game (spelled as in ``env.game``) and method.
+        family: the environments of the games.
     """
 
     source: str
@@ -41,8 +41,8 @@ class PublishedTable:
     scores: MappingProxyType[str, MappingProxyType[str, float]]
     family: str = "atari"
 
-    def of(self, game: str) -> MappingProxyType[str, float] | None:
-        """The row of ``game``, however spelled; None if the paper has none."""
+    def row(self, game: str) -> MappingProxyType[str, float] | None:
+        """The row of ``game`` in any spelling; None if the paper has none."""
         return next((row for name, row in self.scores.items() if _key(name) == _key(game)), None)
 
 
@@ -58,7 +58,7 @@ def rows_of(source: str) -> list[dict[str, Any]]:
 
 
 def published_names() -> tuple[str, ...]:
-    """Names of the tables :func:`published_table` knows."""
+    """The names that :func:`published_table` accepts."""
     return _TABLES
 
 
@@ -69,7 +69,7 @@ def published_table(name: str) -> PublishedTable:
     Raises:
         UserError: another name.
 
-    >>> published_table("mirl").of("space_invaders")["mirl"]
+    >>> published_table("mirl").row("space_invaders")["mirl"]
     164.79
     """
     one_of("published", name, published_names())
@@ -88,8 +88,8 @@ def published_table(name: str) -> PublishedTable:
 def atari_reference_scores() -> MappingProxyType[str, tuple[float, float]]:
     """Random and human returns by game: no-op starts, episodes of 108k frames, 57 games (dqn_zoo's ``atari_data``).
 
-    VideoPinball's random return is 16256.9 in this table and 0 in that of Agent57, which rliable uses. That game alone
-    then moves the mean human-normalized score of 57 games by several hundred percent; medians and IQM hardly notice.
+    VideoPinball's random return is 16256.9 in this table and 0 in that of Agent57, which rliable uses. This moves the
+    mean human-normalized score of 57 games by several hundred percent; medians and IQM hardly change.
     """
     found: dict[str, list[float]] = {}
     for row in rows_of("atari"):
@@ -124,7 +124,7 @@ def human_normalized_score(game: str, score: ArrayLike) -> NDArray:
 
 
 def has_human_score(game: str) -> bool:
-    """Whether :func:`human_normalized_score` knows ``game``."""
+    """True if ``game`` has a human score."""
     return _key(game) in _names()
 
 
@@ -142,7 +142,7 @@ def sac_returns() -> Mapping[int, Mapping[str, float]]:
     """Returns of SAC (undiscounted, reward units) by environment frames and task: 20k to 3.2M frames.
 
     Source: Dopamine's JAX SAC (5 seeds) on gym's MuJoCo v2 tasks. v2 and gymnasium's v5 differ a little (contact
-    forces, Hopper's and Walker2d's rewards), so these give the order of return to expect; a table needs SAC run on
+    forces, Hopper's and Walker2d's rewards), so these give only the magnitude to expect; a table needs SAC run on
     the same version.
     """
     found: dict[int, dict[str, float]] = {}
@@ -162,7 +162,7 @@ class NormalizedScores:
     """Scores in percent: 0 is the random policy, 100 is SAC.
 
     Args:
-        per_task: each task's score, averaged over seeds.
+        per_task: scores by task, averaged over seeds.
         mean, median: over the tasks.
     """
 
@@ -213,7 +213,7 @@ def sac_normalized_scores(
     Args:
         scores: returns ``[seeds]``, or one number, by task.
         random: the random policy's return by task; tasks not in ``scores`` are ignored.
-        sac: SAC's return by task, for instance ``sac_returns()[3_200_000]``; likewise.
+        sac: SAC's return by task, for instance ``sac_returns()[3_200_000]``; other tasks are ignored, too.
 
     Raises:
         ValueError: no task, a task without seeds or without a reference, a value that is not a finite number, or
@@ -235,7 +235,7 @@ def sac_normalized_scores(
 
 
 def _percent(task: str, returns: ArrayLike, random: float, sac: float) -> float:
-    # Arrays named for their place, so that the message says which task is at fault.
+    # Named by task for the error message.
     score = np.atleast_1d(_finite(f"scores[{task!r}]", returns))
     if score.ndim != 1 or score.size == 0:
         raise ValueError(f"scores[{task!r}] must be one return per seed, got an array of shape {score.shape}.")

@@ -1,9 +1,9 @@
-"""Rows: what a finished run leaves for documents, one JSON object a line, small enough for the repository.
+"""Rows: summaries of finished runs for documents, a JSON object per line, small enough for the repository.
 
-A file begins with a line for every recipe in it, ``{"base": "recipes/pqn.py", "config": {...}, ...}``: the resolved
-settings and the machine of the first run saved. Then comes a line for every method and task, ``{"group": DIGEST}``,
-whose ``config`` holds what differs from the base, and below it its runs, a line each, with what differs from both. So
-lines stay short, and a file is whole by itself; their order is the same in whatever order runs were saved.
+A file begins with a line for each recipe, ``{"base": "recipes/pqn.py", "config": {...}, ...}``: the resolved settings
+and the machine of the first run saved. A line for each method and task follows, ``{"group": DIGEST}``, whose ``config``
+holds the differences from the base, and after it a line for each of its runs, with the differences from both. Lines
+stay short and a file is self-contained. The order of lines does not depend on the order of saving.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
 from torchrl_reg.lab.errors import UserError
 
 Row = dict[str, Any]
-#: Points of a curve, and its columns: the first of each that a run has.
+#: Points of a curve, and for each curve the columns to read it from, of which the first present is used.
 POINTS = 20
 _CURVES = {"return": ("return_last_100",), "td_error": ("td_error",), "entropy": ("entropy",), "gap": ("action_gap",)}
-#: What tells runs apart; two rows that agree in these are one run and must agree in everything.
+#: The identity of a run: two rows equal in these must be equal in everything.
 KEY = ("method", "env", "digest", "seed", "commit")
-#: What a base line holds for the runs of its recipe that do not hold another.
-_OF_BASE = ("versions", "processor", "device", "threads", "compiled", "config")
-#: What a line of a method and task holds for its runs.
-_OF_GROUP = ("method", "script", "env", "settings")
+#: Fields of a base line: defaults for the runs of its recipe.
+_BASE_FIELDS = ("versions", "processor", "device", "threads", "compiled", "config")
+#: Fields of a group line: values for its runs.
+_GROUP_FIELDS = ("method", "script", "env", "settings")
 _ORDER = (
-    *("digest", *_OF_GROUP, "seed", "commit", "frames", *_OF_BASE[:-1]),
+    *("digest", *_GROUP_FIELDS, "seed", "commit", "frames", *_BASE_FIELDS[:-1]),
     *("wall_seconds", "cpu_seconds", "scores", "curve", "config"),
 )
 _VERSIONS = ("python", "torch", "torchrl", "tensordict", "numpy", "gymnasium")
-#: Overrides that name a place or a display, not what is computed.
-_NOT_TYPED = ("run.dir", "run.seed", "run.seeds", "run.progress", "run.threads", "run.device", "run.loggers")
+#: Overrides that do not affect the results.
+_IGNORED_OVERRIDES = ("run.dir", "run.seed", "run.seeds", "run.progress", "run.threads", "run.device", "run.loggers")
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """Twelve digits for all resolved settings: equal for equal settings, whatever the defaults were.
+    """A digest of all resolved settings, twelve digits; it does not depend on which of them are defaults.
 
     >>> digest({"algo.tau": 0.03, "algo.alpha": 1}) == digest({"algo.alpha": 1.0, "algo.tau": 0.03})
     True
@@ -53,10 +54,11 @@ def digest(config: Mapping[str, Any]) -> str:
 
 
 def row_of(run: RunRecord) -> Row:
-    """The row of a finished run, its ``config`` whole.
+    """The row of a finished run, with its complete ``config``.
 
-    ``settings`` are those typed, ``scores`` values with the number of episodes behind each (``last_row``: with the
-    frames since the row before), ``curve`` holds twenty points of a column, each the mean of a twentieth of the run.
+    ``settings`` are the overrides of its command, ``scores`` are values with their numbers of episodes (``last_row``:
+    with the frames since the previous row), ``curve`` has twenty points per column, each the mean over a twentieth of
+    the run.
 
     Raises:
         UserError: the run is not finished.
@@ -66,7 +68,7 @@ def row_of(run: RunRecord) -> Row:
     start = run.starts[-1] if run.starts else {}
     versions = start.get("versions") or {}
     commits = run.short_commits
-    row: Row = {"method": run.recipe, "script": run.script, "env": run.env, "settings": _typed(run.command)}
+    row: Row = {"method": run.recipe, "script": run.script, "env": run.env, "settings": _overrides(run.command)}
     row |= {
         "digest": digest(run.config | {"script": run.script}),
         "seed": run.seed,
@@ -75,28 +77,28 @@ def row_of(run: RunRecord) -> Row:
     }
     row |= {"versions": {name: versions[name] for name in _VERSIONS if name in versions}}
     row |= {name: start.get(name) for name in ("processor", "device", "threads")}
-    row |= {"compiled": run.done.get("compiled"), "wall_seconds": _short(run.wall_seconds)}
-    row |= {"cpu_seconds": _short(run.done.get("cpu_seconds")), "scores": _scores(run), "curve": _curves(run)}
+    row |= {"compiled": run.done.get("compiled"), "wall_seconds": _rounded(run.wall_seconds)}
+    row |= {"cpu_seconds": _rounded(run.done.get("cpu_seconds")), "scores": _scores(run), "curve": _curves(run)}
     row["config"] = run.config
     return {name: row[name] for name in _ORDER}
 
 
-def _typed(command: str) -> str:
-    """The overrides in a command, without those of places and seeds."""
+def _overrides(command: str) -> str:
+    """The overrides in a command, without ``_IGNORED_OVERRIDES``."""
     try:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
-    place = next((i for i, word in enumerate(words) if word.endswith(".py")), 2 if words[:2] == _RUN else len(words))
-    typed = [word for word in words[place + 1 :] if "=" in word and word.partition("=")[0] not in _NOT_TYPED]
-    return shlex.join(typed)
+    start = next((i for i, word in enumerate(words) if word.endswith(".py")), 2 if words[:2] == _RUN else len(words))
+    found = [word for word in words[start + 1 :] if "=" in word and word.partition("=")[0] not in _IGNORED_OVERRIDES]
+    return shlex.join(found)
 
 
 _RUN = ["torchrl-reg", "run"]
 
 
-def _short(value: Any) -> float | None:
-    """``value`` to five digits; None for what is no finite number."""
+def _rounded(value: object) -> float | None:
+    """``value`` to five digits; None if it is not a finite number."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(f"{value:.5g}")
@@ -107,7 +109,7 @@ def _scores(run: RunRecord) -> dict[str, list[float | None]]:
     for name in ("greedy", "sampled"):
         _, values = columns.get("eval", {}).get(f"return_{name}_mean", (None, np.zeros(0)))
         if len(values):
-            found[name] = [_short(float(values[-1])), run.config.get("run.eval_episodes")]
+            found[name] = [_rounded(float(values[-1])), run.config.get("run.eval_episodes")]
     train = columns.get("train", {})
     for name, column in (("last_100", "return_last_100"), ("last_row", "return_mean")):
         frames, values = train.get(column, (np.zeros(0), np.zeros(0)))
@@ -115,7 +117,7 @@ def _scores(run: RunRecord) -> dict[str, list[float | None]]:
             every = int(frames[-1] - frames[-2]) if len(frames) > 1 else int(frames[-1])
             episodes = train.get("episodes", (None, np.zeros(0)))[1]
             count = every if name == "last_row" else int(min(100, np.nansum(episodes))) if len(episodes) else None
-            found[name] = [_short(float(values[-1])), count]
+            found[name] = [_rounded(float(values[-1])), count]
     return found
 
 
@@ -133,10 +135,10 @@ def _curves(run: RunRecord) -> dict[str, list[float | None]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, whole; none without the file.
+    """The complete rows of a file; none if there is no file.
 
     Raises:
-        UserError: a line is no row, or lacks its base or group.
+        UserError: a line is not a row, or lacks its base or group.
     """
     bases, groups, rows = _parsed(path)
     found = []
@@ -151,7 +153,7 @@ def read_rows(path: Path) -> list[Row]:
     return found
 
 
-#: Stands for a setting that the base has and a run lacks.
+#: The value of a setting that a run lacks and its base has.
 _ABSENT = "(absent)"
 Lines = dict[str, Row]
 
@@ -178,12 +180,12 @@ def _parsed(path: Path) -> tuple[Lines, Lines, list[Row]]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Writes ``rows`` beside those in ``path``; saving a row again changes nothing.
+    """Adds ``rows`` to those in ``path``; saving a row again changes nothing.
 
     Raises:
-        UserError: two rows of one run and commit differ; the message shows both.
+        UserError: two rows of one run and commit differ.
     """
-    found: dict[tuple[Any, ...], Row] = {}
+    found: dict[tuple[object, ...], Row] = {}
     bases, groups, _ = _parsed(path)
     for row in (*read_rows(path), *rows):
         if "digest" not in row:
@@ -195,8 +197,8 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
             one, other = ({name: each.get(name) for name in names} for each in (known, row))
             who = ", ".join(f"{name}={value}" for name, value in zip(KEY, key, strict=True))
             raise UserError(f"{path} must hold one row of each run and commit, got two of {who}: {one} and {other}.")
-        base = bases.setdefault(row["script"], {name: row[name] for name in _OF_BASE})
-        named = {name: row[name] for name in _OF_GROUP} | {"config": _against(base["config"], row["config"])}
+        base = bases.setdefault(row["script"], {name: row[name] for name in _BASE_FIELDS})
+        named = {name: row[name] for name in _GROUP_FIELDS} | {"config": _config_changes(base["config"], row["config"])}
         groups.setdefault(row["digest"], named)
     lines: list[Row] = [{"base": script, **base} for script, base in sorted(bases.items())]
     last = None
@@ -212,18 +214,18 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     os.replace(partial, path)
 
 
-def _against(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of ``config`` differs from ``base``, sorted."""
+def _config_changes(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in which ``config`` differs from ``base``, sorted."""
     absent = {key: _ABSENT for key in base if key not in config}
     return dict(sorted(({k: v for k, v in config.items() if k not in base or base[k] != v} | absent).items()))
 
 
 def record_of(row: Row, path: Path) -> RunRecord:
-    """A row as the record of a run, which tables and figures take; ``path`` is where the row lies."""
+    """The :class:`RunRecord` of a row, for tables and figures; ``path`` is the file of the row."""
     frames, scores = row["frames"], row["scores"]
     end = np.array([frames], np.int64)
 
-    def column(frames: Any, values: Iterable[float | None]) -> Column:
+    def column(frames: ArrayLike, values: Iterable[float | None]) -> Column:
         return np.asarray(frames, np.int64), np.array([math.nan if v is None else v for v in values], np.float64)
 
     evaluated = {
@@ -251,5 +253,5 @@ def record_of(row: Row, path: Path) -> RunRecord:
         command=row["settings"],
         script=row["script"],
     )
-    vars(run)["all_columns"] = {"eval": evaluated, "train": train}  # what the cached property would read
+    vars(run)["all_columns"] = {"eval": evaluated, "train": train}  # sets the cached property
     return run

@@ -1,4 +1,4 @@
-"""Reads run folders and their records, of finished runs and of runs still going on, in bounded memory."""
+"""Reads the folders of finished and unfinished runs, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_reg.lab.analysis.documents import flat, opened, read_json, read_text, read_yaml
+from torchrl_reg.lab.analysis.documents import flat, open_file, read_json, read_text, read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import with_targets
 
-#: Environment frames and values; NaN where a row has null.
+#: Environment frames and values, NaN for null.
 Column = tuple[NDArray[np.int64], NDArray[np.float64]]
 Row = dict[str, Any]
 NO_POINTS: Column = (np.zeros(0, np.int64), np.zeros(0))
 
-#: Bytes of one row, and columns of one event: a record beyond is damaged.
-_LONGEST_ROW, _MOST_COLUMNS = 1 << 20, 1000
-#: Points that a column of training rows keeps; from there on neighbours are averaged.
-LONGEST_CURVE = 2000
-#: Columns that count up or are means of their own: of rows put together the last value holds, not the mean.
+#: Limits of an undamaged record: bytes of a row, and columns of an event.
+_MAX_ROW_BYTES, _MAX_COLUMNS = 1 << 20, 1000
+#: Maximum number of points of a training column; longer ones are averaged.
+MAX_CURVE_POINTS = 2000
+#: Columns that are cumulative or means already: merged rows take the last value, not the mean.
 _LAST = frozenset({"updates", "wall_seconds", "return_last_100"})
-#: Rows that are put together at once; a power of two, so that buckets hold equally many.
-_FOLDED = 1024
+#: Rows merged at once; a power of two, so that buckets hold equal numbers of rows.
+_ROWS_PER_FOLD = 1024
 
 
 def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
-    """Rows of ``metrics.jsonl`` in ``folder`` whose line has ``containing`` in it; none without the file.
+    """Rows of ``metrics.jsonl`` in ``folder`` whose lines contain ``containing``; none if there is no file.
 
-    Left out are a last line still being written (one without its line break) and rows without a name of an event or
-    a number of frames. A number that is not finite is None, as training writes it.
+    An incomplete last line and rows without an event or frames are left out. Numbers that are not finite are None, as
+    training writes them.
 
     Raises:
-        UserError: another line is no JSON object.
+        UserError: a line is not a JSON object.
     """
     path, wanted = folder / "metrics.jsonl", containing.encode()
     try:
-        with opened(path) as file:
-            for number, line in enumerate(iter(partial(file.readline, _LONGEST_ROW + 1), b""), 1):
-                if len(line) > _LONGEST_ROW:
-                    raise _damaged(path, f"a row longer than {_LONGEST_ROW} bytes in line {number}")
+        with open_file(path) as file:
+            for number, line in enumerate(iter(partial(file.readline, _MAX_ROW_BYTES + 1), b""), 1):
+                if len(line) > _MAX_ROW_BYTES:
+                    raise _damaged(path, f"a row longer than {_MAX_ROW_BYTES} bytes in line {number}")
                 if not line.endswith(b"\n") or wanted not in line:
                     continue
                 if (row := _json_object(line)) is None:
@@ -65,15 +65,15 @@ def metrics_rows(folder: Path, containing: str = "") -> Iterator[Row]:
 
 
 def last_rows(folder: Path, size: int) -> list[Row]:
-    """Rows in the last ``size`` bytes of ``metrics.jsonl`` in ``folder``, without lines that are no row."""
+    """Rows in the last ``size`` bytes of ``metrics.jsonl`` in ``folder``; other lines are left out."""
     try:
-        with opened(folder / "metrics.jsonl") as file:
+        with open_file(folder / "metrics.jsonl") as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             lines = file.read(size).split(b"\n")[:-1]
     except OSError:
         return []
-    found = (_json_object(line) for line in lines[start > 0 :])  # of the first line the beginning may be missing
+    found = (_json_object(line) for line in lines[start > 0 :])  # the first line may be incomplete
     return [row for row in found if row is not None and _is_row(row)]
 
 
@@ -83,7 +83,7 @@ def _damaged(path: Path, problem: str | None) -> UserError:
 
 def _json_object(line: bytes) -> Row | None:
     try:
-        # A number that is not finite is None, as training writes it.
+        # Numbers that are not finite are None, as training writes them.
         found = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
@@ -97,13 +97,13 @@ def _is_row(row: Row) -> bool:
 
 
 def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
-    """The numbers in the rows of each event, by column; columns with the same frames share them.
+    """The columns of the rows of each event; columns with equal frames share one array of them.
 
-    Evaluations are kept one by one; of other rows at most ``LONGEST_CURVE`` points a column, each the mean of a run of
-    neighbours at the frames of the last of them, as if the run had written fewer rows.
+    Evaluations are kept. Other columns have up to ``MAX_CURVE_POINTS`` points, each the mean of consecutive rows at
+    the frames of the last one, as if the run had written fewer rows.
 
     Raises:
-        UserError: more columns than a record has.
+        UserError: too many columns.
     """
     events: dict[str, dict[str, _Points]] = {}
     for row in rows:
@@ -112,12 +112,12 @@ def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
         for name, value in row.items():
             if value is None or is_number(value):
                 if (points := columns.get(name)) is None:
-                    if len(columns) >= _MOST_COLUMNS:
-                        raise UserError(f"metrics.jsonl must have at most {_MOST_COLUMNS} columns, got more.")
-                    points = columns[name] = _Points(None if event == "eval" else LONGEST_CURVE, name in _LAST)
+                    if len(columns) >= _MAX_COLUMNS:
+                        raise UserError(f"metrics.jsonl must have at most {_MAX_COLUMNS} columns, got more.")
+                    points = columns[name] = _Points(None if event == "eval" else MAX_CURVE_POINTS, name in _LAST)
                 points.frames.append(frames)
                 points.values.append(value)
-                if len(points.frames) == _FOLDED:
+                if len(points.frames) == _ROWS_PER_FOLD:
                     points.fold()
     shared: dict[bytes, NDArray[np.int64]] = {}
 
@@ -129,7 +129,7 @@ def read_columns(rows: Iterable[Row]) -> dict[str, dict[str, Column]]:
 
 
 class _Points:
-    """A column: at most ``limit`` buckets of ``every`` rows each (frames of the last, sum, count), and rows to come."""
+    """A column in up to ``limit`` buckets of ``every`` rows each (frames of the last, sum, count), and new rows."""
 
     def __init__(self, limit: int | None, last: bool) -> None:
         self.frames: list[int] = []
@@ -138,7 +138,7 @@ class _Points:
         self._buckets: list[NDArray[Any]] = [np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64)]
 
     def fold(self) -> None:
-        """Moves the rows read so far into buckets."""
+        """Moves the new rows into buckets."""
         self._buckets, self._every = self._folded()
         self.frames, self.values = [], []
 
@@ -167,45 +167,44 @@ class _Points:
         return [rows[0][ends], *sums]
 
 
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether ``value`` is an int or a float, not a bool."""
+def is_number(value: object) -> TypeGuard[float]:
+    """True for an int or a float, False for a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def finite(column: Column) -> Column:
-    """The points of ``column`` whose value is a number."""
+    """The points of ``column`` that are not NaN."""
     frames, values = column
     there = ~np.isnan(values)
     return frames[there], values[there]
 
 
-#: Settings that say where a run is, what it shows and what it runs on, not what it computes.
+#: Settings that do not affect the results: folder, seed, output, threads, device.
 _NOT_SETTINGS = frozenset(
     {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
     | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
 )
-#: Returns that training rows hold, as every metric that no evaluation has.
+#: Returns that are read from training rows.
 TRAINING_RETURNS = ("return_last_100", "return_mean")
-#: Folders of a sweep that hold no runs of it: the code it was submitted with, checkpoints, SLURM's files.
+#: Subfolders that hold no runs: a sweep's code, checkpoints, SLURM's files.
 NOT_RUNS = frozenset({"code", "checkpoints", "jobs", "videos"})
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run folder.
+    """A run folder.
 
     Args:
-        path: the folder; holds ``config.yaml`` and, once something happened, the other files.
-        recipe: its setting ``method`` (``"dqn"``), if it has one; else the stem of the script in ``command.txt``
-            (``"m_dqn"``); ``"unknown"`` without either.
+        path: the folder.
+        recipe: the setting ``method`` (``"dqn"``), or else the stem of the script in ``command.txt`` (``"m_dqn"``), or
+            else ``"unknown"``.
         env: name and game, ``"cartpole"`` or ``"atari/Pong"``.
         seed: ``run.seed``.
-        config: every setting that makes the run what it is, flat (``{"algo.tau": 0.03, ...}``): all but the folder,
-            the seed, the progress line, the loggers and how often they are written to, the threads and the device.
-        starts: the starts of ``provenance.json``: commit, versions, host, device, SLURM ids.
-        done: ``done.json``; None while the run is not finished.
+        config: settings that affect the results, flat (``{"algo.tau": 0.03, ...}``), without the seed.
+        starts: the starts in ``provenance.json``: commit, versions, host, device, SLURM ids.
+        done: ``done.json``; None if the run is not finished.
         command: ``command.txt``.
-        script: which file the recipe is, so that two of one stem stay apart: ``recipes/m_dqn.py`` in any checkout.
+        script: path of the recipe, which distinguishes recipes of one stem: ``recipes/m_dqn.py`` in any checkout.
     """
 
     path: Path
@@ -220,18 +219,18 @@ class RunRecord:
 
     @property
     def total_frames(self) -> int | None:
-        """``algo.total_frames``; None where a recipe has none."""
+        """``algo.total_frames``; None if the recipe has no such setting."""
         total = self.config.get("algo.total_frames")
         return int(total) if is_number(total) and math.isfinite(total) else None
 
     @property
     def commits(self) -> tuple[str, ...]:
-        """The distinct commits the run was started from, in order; outside git the version of the package."""
+        """The distinct commits of the starts, in order; outside git the version of the package."""
         return tuple(dict.fromkeys(commit for _, commit in self._commits()))
 
     @property
     def short_commits(self) -> tuple[str, ...]:
-        """Commits to show: seven digits, and ``+`` where there were uncommitted changes."""
+        """The commits, shortened to seven digits; ``+`` marks uncommitted changes."""
         names = [commit[:7] + "+" * bool(s.get("uncommitted_changes")) for s, commit in self._commits()]
         return tuple(dict.fromkeys(names))
 
@@ -239,14 +238,14 @@ class RunRecord:
         return [(start, printable(_code_of(start))) for start in self.starts]
 
     def evaluations(self, column: str = "return_greedy_mean") -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows; ``null`` is left out.
+        """Environment frames ``[E]`` and values ``[E]`` of ``column`` in the evaluation rows, without ``null``.
 
-        Those of the training rows if evaluations have no such column, and for ``TRAINING_RETURNS``.
+        Read from the training rows if evaluations have no such column, and for ``TRAINING_RETURNS``.
         """
         return finite(self._scored(column))
 
     def evaluated_frames(self, column: str = "return_greedy_mean") -> NDArray[np.int64]:
-        """Environment frames of the evaluation rows with ``column``, also where it is ``null``."""
+        """Environment frames of the evaluation rows with ``column``, ``null`` included."""
         return self._scored(column)[0]
 
     def last_evaluation(self, column: str = "return_greedy_mean") -> int:
@@ -254,27 +253,27 @@ class RunRecord:
         return int(self.evaluations(column)[0][-1:].sum())
 
     def ends_without(self, column: str = "return_greedy_mean") -> bool:
-        """Whether ``column`` is ``null`` in the last evaluation row that has it: the return was not finite."""
+        """True if ``column`` is ``null`` in the last evaluation row that has it, as for a return that is not finite."""
         _, values = self._scored(column)
         return bool(np.isnan(values[-1:]).any())
 
     def training(self, column: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Like :meth:`evaluations`, for training rows; beyond 2000 rows, neighbours are averaged."""
+        """As :meth:`evaluations`, for training rows; more than 2000 rows are averaged."""
         return finite(self._columns("train").get(column, NO_POINTS))
 
     def names(self, event: str) -> list[str]:
-        """Columns of the rows of ``event`` (``eval``, ``train``) that hold a number or ``null`` anywhere."""
+        """Columns with numbers or ``null`` in the rows of ``event`` (``eval``, ``train``)."""
         return [name for name in self._columns(event) if name not in ("event", "frames")]
 
     def _scored(self, column: str) -> Column:
-        own = () if column in TRAINING_RETURNS else self._columns("eval")
-        return self._columns("eval" if column in own else "train").get(column, NO_POINTS)
+        evaluated = () if column in TRAINING_RETURNS else self._columns("eval")
+        return self._columns("eval" if column in evaluated else "train").get(column, NO_POINTS)
 
     @property
     def diverged_frames(self) -> int | None:
-        """The frame at which values were first seen beyond what rewards allow; None if they never were."""
-        said = self.training("diverged_frames")[1] if self.done is None else [self.done.get("diverged_frames")]
-        return next((int(frames) for frames in said if is_number(frames) and math.isfinite(frames)), None)
+        """The frames at which values first exceeded the bound set by rewards; None if they did not."""
+        found = self.training("diverged_frames")[1] if self.done is None else [self.done.get("diverged_frames")]
+        return next((int(frames) for frames in found if is_number(frames) and math.isfinite(frames)), None)
 
     @cached_property
     def frames(self) -> int:
@@ -284,7 +283,7 @@ class RunRecord:
 
     @cached_property
     def wall_seconds(self) -> float:
-        """From ``done.json``, else from the last row that has them."""
+        """Seconds of the run, from ``done.json``, or else from the last row that has them."""
         total = (self.done or {}).get("wall_seconds")
         if is_number(total) and math.isfinite(total):
             return float(total)
@@ -293,12 +292,12 @@ class RunRecord:
 
     @cached_property
     def all_columns(self) -> dict[str, dict[str, Column]]:
-        """Every column of every kind of row as arrays, read in one pass; later queries are answered from here."""
+        """The columns of all events, read in one pass and cached."""
         return read_columns(metrics_rows(self.path))
 
     @cached_property
     def _eval_columns(self) -> dict[str, Column]:
-        # Runs have a hundred training rows for one evaluation, so only lines that name the event are parsed.
+        # A run has a hundred training rows per evaluation, so only lines with the event's name are parsed.
         return read_columns(metrics_rows(self.path, '"eval"')).get("eval", {})
 
     def _columns(self, event: str) -> dict[str, Column]:
@@ -310,27 +309,26 @@ class RunRecord:
 def find_runs(
     root: Path | str | Sequence[Path | str], *, skipped: list[str] | None = None, training: bool = False
 ) -> list[RunRecord]:
-    """Every run folder at or below ``root`` (one or several folders), sorted by path.
+    """The run folders at or below ``root`` (one or several folders), sorted by path.
 
-    A run folder holds ``config.yaml``; a file of rows (``torchrl-reg table --save ROWS.jsonl``) stands for the runs in
-    it. Not looked into: hidden folders, and those named ``code``, ``checkpoints``,
-    ``jobs`` or ``videos``.
+    A run folder holds ``config.yaml``. Files of rows (``torchrl-reg table --save ROWS.jsonl``) give the runs in them.
+    Hidden folders and those named ``code``, ``checkpoints``, ``jobs`` or ``videos`` are not searched.
 
     Args:
-        root: where to look.
-        skipped: takes a sentence on every folder that cannot be read, which is then left out as long as another can be.
-            Their evaluations are then read at once, as a damaged row is only found by reading.
-        training: with ``skipped``, training rows are read at once, too.
+        root: the folders or files.
+        skipped: receives a sentence for each folder that cannot be read, instead of an error. Evaluations are then
+            read at once, to find damaged rows.
+        training: with ``skipped``, also reads training rows at once.
 
     Raises:
-        UserError: ``root`` is no folder, or a run folder cannot be read: any one, or with ``skipped`` every one.
+        UserError: ``root`` is not a folder, a run folder cannot be read, or, with ``skipped``, none can.
     """
     roots = [root] if isinstance(root, str | Path) else root
     found: dict[Path, Path] = {}
     saved: list[RunRecord] = []
     for each in map(Path, roots):
         if each.suffix == ".jsonl" and each.is_file():
-            from torchrl_reg.lab.analysis.rows import read_rows, record_of  # which make records of ours
+            from torchrl_reg.lab.analysis.rows import read_rows, record_of  # a circular import
 
             saved += [record_of(row, each) for row in read_rows(each) if "config" in row]
             continue
@@ -355,10 +353,10 @@ def find_runs(
 
 
 def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
-    """The run in ``folder``, with the settings ``config``: by default those of its ``config.yaml``.
+    """The run in ``folder``, with settings ``config`` (default: its ``config.yaml``).
 
     Raises:
-        UserError: it holds no ``config.yaml`` of a run, or a file in it cannot be read.
+        UserError: ``config.yaml`` is missing or not that of a run, or a file cannot be read.
     """
     config = with_targets(flat(read_yaml(folder / "config.yaml"))) if config is None else config
     config = {printable(str(key)): _printable(value) for key, value in config.items()}
@@ -383,15 +381,15 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
     )
 
 
-def _printable(value: Any) -> Any:
-    """``value`` with texts that are safe on a terminal."""
+def _printable(value: object) -> object:
+    """``value`` with its text made safe to print."""
     if isinstance(value, list):
         return [_printable(each) for each in value]
     return printable(value) if isinstance(value, str) else value
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """The folders at or below ``root`` that hold a ``config.yaml``, as :func:`find_runs` looks for them."""
+    """The folders at or below ``root`` with a ``config.yaml``, searched as by :func:`find_runs`."""
     for folder, below, files in folders(root):
         if "config.yaml" in files:
             below.clear()
@@ -399,7 +397,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walks folders that may hold runs, each once, following links: folder, subfolders (clear to skip), files."""
+    """Walks the folders that may hold runs, each once, following links; clear the list of subfolders to skip them."""
     seen: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if name not in NOT_RUNS and not name.startswith("."))
@@ -416,12 +414,12 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 def _code_of(start: dict[str, Any]) -> str:
     versions = start.get("versions")
-    version = versions.get("torchrl_reg") if isinstance(versions, dict) else None  # an installed wheel knows no commit
+    version = versions.get("torchrl_reg") if isinstance(versions, dict) else None  # a wheel has no commit
     return str(start.get("commit") or version or "unknown")
 
 
 def _script(command: str) -> str:
-    """The recipe's file in ``command``, alike for every checkout and for a sweep's copy of it; empty without one."""
+    """The recipe's file in ``command``, the same for all checkouts and copies of sweeps; empty without one."""
     try:
         words = shlex.split(command)
     except ValueError:

@@ -1,4 +1,4 @@
-"""One score per run, and the scale on which scores of different tasks can be averaged."""
+"""Scores of runs, and scales on which scores of different tasks can be averaged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torchrl_reg.lab.errors import UserError
 
 #: ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest; ``own_sac`` is the SAC of the same runs.
 SCALES = ("auto", "human", "sac", "own_sac", "none")
-#: The metric where nothing says another.
+#: The default metric.
 EVALUATION = "return_greedy_mean"
-#: Lengths of SAC's runs whose returns are 1 on the scale ``sac``.
+#: Frames of the SAC runs whose returns are 1 on the scale ``sac``.
 SAC_LENGTHS = (3_200_000, 1_000_000)
-#: What scores on a scale are, in words.
+#: Display names of scores on a scale.
 SCALE_NAMES = {
     **{"human": "human-normalized", "sac": "SAC-normalized", "own_sac": "own-SAC-normalized"},
     "none": "return",
@@ -34,9 +34,9 @@ class Scores:
 
     Args:
         group: the runs.
-        values: one score a run that has any, ``[n]``, in the unit of the returns.
+        values: scores ``[n]`` of the runs that have one, in the unit of the returns.
         frames: environment frames at the last evaluation of each of these runs.
-        left_out: runs that give no score, and why.
+        left_out: a sentence for each run without a score.
     """
 
     group: Group
@@ -46,9 +46,9 @@ class Scores:
 
 
 def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_mean") -> float:
-    """A run's score: its ``final`` or ``best`` evaluation, the mean of the ``last<k>``, or ``auc``.
+    """The score of a run: its ``final`` or ``best`` evaluation, the mean of the ``last<k>``, or ``auc``.
 
-    ``auc`` is the mean height of the learning curve, ``integral of return d frames / (last - first frame)``
+    ``auc`` is the mean of the learning curve over frames, ``integral of return d frames / (last - first frame)``
     (trapezoids).
 
     Raises:
@@ -66,10 +66,10 @@ def run_score(run: RunRecord, how: str = "final", column: str = "return_greedy_m
 
 
 def last_evaluations(how: str) -> int:
-    """How many of the last evaluations the score ``how`` averages: 5 for ``last5``, 1 for those without a number.
+    """The number of evaluations averaged by the score ``how``: 5 for ``last5``, 1 for the others.
 
     Raises:
-        UserError: ``how`` is no score.
+        UserError: ``how`` is not a score.
     """
     if how in ("final", "best", "auc"):
         return 1
@@ -82,17 +82,17 @@ def last_evaluations(how: str) -> int:
 def group_scores(
     groups: Iterable[Group], how: str = "final", column: str = "return_greedy_mean", *, unfinished: bool = False
 ) -> list[Scores]:
-    """The scores of every group; unfinished runs count only with ``unfinished``.
+    """The scores of each group; unfinished runs count only with ``unfinished``.
 
     Raises:
-        UserError: ``how`` is no score, or no run has any.
+        UserError: ``how`` is not a score, or no run has one.
     """
     last_evaluations(how)
-    return checked([scores_of(group, how, column, unfinished=unfinished) for group in groups])
+    return require_scores([scores_of(group, how, column, unfinished=unfinished) for group in groups])
 
 
-def checked(found: Sequence[Scores]) -> list[Scores]:
-    """``found``.
+def require_scores(found: Sequence[Scores]) -> list[Scores]:
+    """Returns ``found``.
 
     Raises:
         UserError: no run has a score.
@@ -104,7 +104,7 @@ def checked(found: Sequence[Scores]) -> list[Scores]:
 
 
 def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) -> Scores:
-    """The scores of one group, and why some of its runs have none."""
+    """The scores of a group, and sentences for its runs without one."""
     values, frames, left_out = [], [], []
     for run in group.runs:
         evaluated, _ = run.evaluations(column)
@@ -113,7 +113,7 @@ def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) 
         elif run.ends_without(column):
             left_out.append(f"{run.path} is left out, as {column} of its last evaluation is not a finite number")
         elif run.done is None and not unfinished:
-            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished takes it in)")
+            left_out.append(f"{run.path} is not finished ({evaluated[-1]} frames; --unfinished includes it)")
         else:
             values.append(run_score(run, how, column))
             frames.append(int(evaluated[-1]))
@@ -123,11 +123,11 @@ def scores_of(group: Group, how: str, column: str, *, unfinished: bool = False) 
 def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
     """The scale (``human``, ``sac``, ``own_sac`` or ``none``) for ``envs``.
 
-    ``human`` wants Atari games only, one of them with a human score; the few without one are in no average then
-    (:func:`on_scale`).
+    ``human`` needs Atari games only, one of them with a human score; averages leave out games without one
+    (:meth:`Scoreboard.on_scale`).
 
     Raises:
-        UserError: ``wanted`` is no scale, or does not suit one of ``envs``.
+        UserError: ``wanted`` is not a scale, or does not apply to one of ``envs``.
     """
     one_of("normalize", wanted, SCALES)
     scored = any(has_score(env, "human") for env in envs)
@@ -146,7 +146,7 @@ def scale_of(envs: Sequence[str], wanted: str = "auto") -> str:
 
 
 def has_score(env: str, scale: str) -> bool:
-    """Whether ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
+    """True if ``env`` has a reference score on ``scale``; always on ``none`` and ``range``."""
     if scale == "human":
         return env.startswith("atari/") and published.has_human_score(_task(env))
     reference = published.sac_returns()[1_000_000] if scale == "sac" else published.random_returns()
@@ -154,11 +154,11 @@ def has_score(env: str, scale: str) -> bool:
 
 
 def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
-    """``returns`` on ``scale``: 0 is the random policy, 1 a human or SAC; as they are for ``none``.
+    """``returns`` on ``scale``: 0 is the random policy, 1 a human or SAC; unchanged for ``none``.
 
     Args:
         env: ``"atari/Pong"`` or ``"mujoco/hopper"``.
-        frames: length of the runs; SAC's returns are those of the nearer of its published lengths (:func:`sac_frames`).
+        frames: length of the runs, which selects SAC's reference returns (:func:`sac_frames`).
     """
     if scale == "human":
         return published.human_normalized_score(_task(env), returns)
@@ -169,7 +169,7 @@ def normalized(env: str, returns: Array, scale: str, frames: int) -> Array:
 
 
 def sac_frames(frames: int) -> int:
-    """The published length of SAC's runs nearest (in ratio) to ``frames``."""
+    """The length of SAC's published runs nearest to ``frames`` in ratio."""
     return min(SAC_LENGTHS, key=lambda length: abs(np.log(length / max(frames, 1))))
 
 
@@ -177,9 +177,9 @@ class Scoreboard:
     """Scores of methods on environments, and the scale on which environments can be averaged.
 
     Args:
-        scores: of the groups to compare.
-        scale: ``human``, ``sac``, ``none``, ``own_sac``: 0 is the random policy and 1 the mean of the best SAC among
-            ``scores``, or ``range``: 0 is the worst run of an environment here and 1 the best.
+        scores: scores of the groups to compare.
+        scale: ``human``, ``sac``, ``none``, ``own_sac`` (0 is the random policy and 1 the mean of the best SAC among
+            ``scores``), or ``range`` (0 is the worst run on an environment and 1 the best).
 
     Attributes:
         methods, envs: in the order of ``scores``.
@@ -193,14 +193,14 @@ class Scoreboard:
         self.frames = max((frames for each in scores for frames in each.frames), default=0)
 
     def on_scale(self) -> Scoreboard:
-        """That of the environments with a reference score on the scale."""
+        """A scoreboard of the environments with a reference score on the scale."""
         return Scoreboard([each for each in self.scores if has_score(each.group.env, self.scale)], self.scale)
 
-    def of(self, method: str) -> dict[str, Array]:
-        """The scores of ``method`` on every environment where it has any.
+    def method_scores(self, method: str) -> dict[str, Array]:
+        """The scores of ``method`` by environment.
 
         Raises:
-            UserError: no such method; the message names the nearest.
+            UserError: no such method.
         """
         if method not in self.methods:
             near = hint(method, self.methods, cutoff=0.4)
@@ -211,7 +211,7 @@ class Scoreboard:
         """``values`` of ``env`` on the scale.
 
         Raises:
-            UserError: ``own_sac`` without a SAC on ``env``.
+            UserError: the scale is ``own_sac`` and SAC has no run on ``env``.
         """
         if self.scale == "own_sac":
             of = [each for each in self.scores if each.group.env == env and len(each.values)]
@@ -226,16 +226,16 @@ class Scoreboard:
         return (values - low) / (high - low) if high > low else np.ones(len(values))
 
     def comparable(self) -> dict[str, list[Array]]:
-        """By method, one array of runs per environment on the scale: the input of averages over environments.
+        """The input of averages over environments: by method, an array of scores on the scale per environment.
 
-        Methods that lack an environment are left out, and so are environments without a score on the scale.
+        Methods that lack an environment and environments without a reference score are left out.
         """
         board = self.on_scale()
-        runs = {method: board.of(method) for method in board.methods}
+        runs = {method: board.method_scores(method) for method in board.methods}
         return {
-            method: [board.normalized(env, of[env]) for env in board.envs]
-            for method, of in runs.items()
-            if len(of) == len(board.envs)
+            method: [board.normalized(env, found[env]) for env in board.envs]
+            for method, found in runs.items()
+            if len(found) == len(board.envs)
         }
 
 

@@ -1,14 +1,14 @@
 """Means over seeds with Student's t, and aggregates over tasks with stratified bootstraps (Agarwal et al., 2021).
 
-A percentile bootstrap of a mean covers .76, .83 and .90 where .95 is stated, with 3, 5 and 10 seeds, so the mean of one
-task has Student's t, and an aggregate of fewer than 25 runs no interval.
+A 95% percentile bootstrap of a mean covers .76, .83 and .90 at 3, 5 and 10 seeds. So the mean of one task has Student's
+t interval, and an aggregate of fewer than 25 runs has none.
 
-"Deep RL at the edge of the statistical precipice" and its library rliable define the estimators. They are ours here
-because rliable (1.2.0, August 2024, a source distribution) brings pandas, statsmodels and seaborn, wants the same
-number of runs on every task, and ignores the random state it is given; the tests hold them to rliable's numbers.
+The estimators are those of "Deep RL at the edge of the statistical precipice" and its library rliable. They are
+implemented here because rliable (1.2.0, August 2024, a source distribution) depends on pandas, statsmodels and seaborn,
+needs the same number of runs on every task, and ignores its random state; the tests compare them with rliable.
 
-Shapes: N runs over all tasks, T tasks, R resamples, K thresholds. Scores are given as one array of runs a task; tasks
-weigh the same however many runs each has, which for equal numbers of runs is rliable's weighting.
+Shapes: N runs over all tasks, T tasks, R resamples, K thresholds. Scores are an array of runs per task; tasks have
+equal weights whatever their numbers of runs, which for equal numbers is rliable's weighting.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from numpy.typing import ArrayLike, NDArray
 from torchrl_reg.lab.analysis.distributions import t_quantile
 from torchrl_reg.lab.errors import UserError
 
-#: Runs over all tasks from which on an aggregate has a bootstrap interval: where .95 is stated of the IQM over five
-#: tasks it covers .87 at 15 runs, .90 at 25 and .93 at 50 (normal scores).
+#: Minimum number of runs over all tasks for a bootstrap interval of an aggregate: a 95% interval of the IQM over five
+#: tasks covers .87 at 15 runs, .90 at 25 and .93 at 50 (normal scores).
 BOOTSTRAP_RUNS = 25
 Array = NDArray[np.float64]
-#: Runs ``[R, N]``, task after task, and the number of runs of each task -> estimates ``[R]``.
+#: Maps runs ``[R, N]``, concatenated over tasks, and the number of runs of each task to estimates ``[R]``.
 Estimator = Callable[[Array, Sequence[int]], Array]
 
 
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
 
     @property
     def is_flat(self) -> bool:
-        """Whether the interval has no width."""
+        """True if the interval has no width."""
         return self.low == self.high == self.value
 
 
@@ -63,10 +63,10 @@ def median(runs: Array, sizes: Sequence[int]) -> Array:
 
 
 def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
-    """Mean of the middle half of all runs of all tasks: ``floor(N / 4)`` runs are cut at either end.
+    """Mean of the middle half of all runs of all tasks: drops ``floor(N / 4)`` runs at either end.
 
-    Where tasks have unequal numbers of runs, a run weighs ``N / (T n_t)`` and the weight of ``floor(N / 4)`` runs is
-    cut at either end.
+    With unequal numbers of runs, a run has weight ``N / (T n_t)``, and a total weight of ``floor(N / 4)`` is dropped at
+    either end.
 
     >>> interquartile_mean(np.array([[0.0, 2.0, 4.0, 7.0]]), [1, 3]).round(4).tolist()
     [1.3333]
@@ -83,7 +83,7 @@ def interquartile_mean(runs: Array, sizes: Sequence[int]) -> Array:
 
 
 def optimality_gap(runs: Array, sizes: Sequence[int], gamma: float = 1.0) -> Array:
-    """``gamma - mean_t mean_n min(x_tn, gamma)``: how far runs fall short of ``gamma``; lower is better.
+    """``gamma - mean_t mean_n min(x_tn, gamma)``: the mean shortfall from ``gamma``; lower is better.
 
     >>> optimality_gap(np.array([[0.5, 3.0]]), [1, 1]).tolist()
     [0.25]
@@ -101,11 +101,11 @@ AGGREGATES: dict[str, Estimator] = {
 
 
 def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000) -> Estimate:
-    """``estimator`` with its 95% interval: see :func:`interval_band`; always the same draws.
+    """``estimator`` with its 95% interval, from fixed draws; see :func:`interval_band`.
 
     Args:
-        scores: one array of runs ``[n_t]`` a task.
-        estimator: of this module, or any function alike.
+        scores: an array of runs ``[n_t]`` per task.
+        estimator: one of this module, or a function with the same signature.
         resamples: R.
 
     Raises:
@@ -121,8 +121,8 @@ def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, re
 def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
     """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
 
-    The mean of one task has Student's t; anything else a stratified percentile bootstrap from 25 runs on, below which
-    the ends are the value. All sets see the same resamples, so a curve's band moves smoothly.
+    The mean of one task has Student's t interval; all else a stratified percentile bootstrap if there are 25 runs, or
+    else an interval of no width. All sets use the same resamples, so that bands of curves are smooth.
     """
     if estimator is mean and len(sizes) == 1:
         return mean_interval(runs.T)
@@ -130,7 +130,7 @@ def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, re
     if runs.shape[-1] < BOOTSTRAP_RUNS:
         return np.stack((value, value, value))
     counts = np.asarray(sizes, np.int64)
-    # Places [R, N] of the runs drawn, each within its own task.
+    # Indices [R, N] of the drawn runs, each within its task.
     picks = np.random.default_rng(0).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
     picks += np.repeat(_starts(sizes), counts)
     bands = [_interval(estimator(each[picks], sizes)) for each in runs]
@@ -138,9 +138,9 @@ def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, re
 
 
 def mean_interval(values: Array) -> Array:
-    """Mean over the seeds ``[S, ...]`` and the ends of its 95% interval by Student's t, ``[3, ...]``.
+    """Mean over seeds ``[S, ...]`` and the ends of its 95% interval (Student's t), ``[3, ...]``.
 
-    The ends are the mean where there is one seed, or all are alike.
+    The ends equal the mean for a single seed and for equal values.
     """
     seeds, value = len(values), values.mean(0)
     half = np.zeros_like(value)
@@ -150,12 +150,12 @@ def mean_interval(values: Array) -> Array:
 
 
 def probability_of_improvement(scores: Sequence[ArrayLike], baseline: Sequence[ArrayLike]) -> Estimate:
-    """``mean_t P(X_t > Y_t)`` over pairs of a run and a baseline's run, ties counted half (Mann-Whitney U / (n m)).
+    """``mean_t P(X_t > Y_t)`` over pairs of a run and a run of the baseline; ties count half (Mann-Whitney U / (n m)).
 
-    The runs of both are resampled, independently of each other, within each task; fewer than 25 have no interval.
+    Both are resampled independently within each task; fewer than 25 runs have no interval.
 
     Args:
-        scores, baseline: one array of runs a task, the same tasks in both; numbers of runs may differ.
+        scores, baseline: an array of runs per task, of the same tasks; numbers of runs may differ.
 
     Raises:
         UserError: unequal numbers of tasks, no task, a task without runs, or a score that is not a finite number.
@@ -183,7 +183,7 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, r
     """Share of runs with a score above each threshold, averaged over tasks: the run-score distribution.
 
     Args:
-        scores: one array of runs a task.
+        scores: an array of runs per task.
         thresholds: ``[K]``.
 
     Returns:
@@ -197,15 +197,15 @@ def performance_profile(scores: Sequence[ArrayLike], thresholds: ArrayLike, *, r
     """
     runs, sizes = _joined(scores)
     above = (runs > np.asarray(thresholds, np.float64)[:, None]).astype(np.float64)
-    # Not `mean` itself: a share of one task has no t interval.
+    # partial(mean), not mean, which interval_band would give a t interval.
     return interval_band(above, sizes, partial(mean), resamples=resamples)
 
 
 def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 301) -> tuple[Array, float]:
     """Thresholds ``[points]`` for a profile of all ``scores``, and the share of runs above the last one.
 
-    They end at the 90% quantile, at 8 at most on the human scale and at 1 at least: a few games have scores of
-    thousands of percent, and a profile is told by the rest.
+    The last threshold is the 90% quantile of the scores, no lower than 1 and, on the human scale, no higher than 8: a
+    few games with scores of thousands of percent would hide all others.
 
     >>> profile_thresholds([[0.0] * 19, [50.0]], "human", points=3)
     (array([0. , 0.5, 1. ]), 0.05)
@@ -217,7 +217,7 @@ def profile_thresholds(scores: Sequence[ArrayLike], scale: str, points: int = 30
 
 
 def beyond_note(share: float) -> str:
-    """A note on the runs beyond the right end of a profile.
+    """A note on the runs above the last threshold of a profile.
 
     >>> beyond_note(0.096), beyond_note(0.001)
     ('10% of runs lie beyond', '<1% of runs lie beyond')

@@ -1,4 +1,4 @@
-"""Sweeps from their files: planned runs and failure marks."""
+"""Planned and failed runs of a sweep, read from its files."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from torchrl_reg.lab.analysis.documents import opened, read_json
+from torchrl_reg.lab.analysis.documents import open_file, read_json
 from torchrl_reg.lab.analysis.runs import folders
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import last_line
 
 _LAUNCHES = "jobs.jsonl"
-#: Folders between a sweep's and a run's: ``recipe/env/settings``.
+#: Levels of a run's folder below its sweep's.
 _DEPTH = 4
 
 
 def not_begun(root: Path) -> list[Path]:
-    """Folders at or below ``root`` of runs listed in a sweep's ``jobs.jsonl`` that have no ``config.yaml`` yet, sorted.
+    """Folders at or below ``root`` of runs in a sweep's ``jobs.jsonl`` without a ``config.yaml``, sorted.
 
-    ``root`` may be the sweep's folder, one that holds several, or one within a sweep.
+    ``root`` may be the folder of a sweep, a folder of sweeps, or a folder within a sweep.
     """
     absolute = Path(os.path.abspath(root))
     below = [path.parent for path in absolute.glob(f"*/{_LAUNCHES}")]
@@ -38,7 +37,7 @@ def not_begun(root: Path) -> list[Path]:
 
 def _listed(sweep: Path) -> Iterator[Path]:
     try:
-        with opened(sweep / _LAUNCHES) as file:
+        with open_file(sweep / _LAUNCHES) as file:
             lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError):
         return
@@ -47,30 +46,30 @@ def _listed(sweep: Path) -> Iterator[Path]:
             elements = json.loads(line)["elements"]
             yield from [sweep / str(run) for element in elements for run in element]
         except (ValueError, KeyError, TypeError):
-            continue  # a row that a crash cut short
+            continue  # an incomplete row, left by a crash
 
 
 def _marks(run: Path) -> list[Path]:
-    """The failure marks of a run, its array element's first."""
+    """The failure marks of a run, that of its array element first."""
     return [mark for mark in (run.with_name(f"{run.name}.failed"), run / "failed.json") if mark.exists()]
 
 
 def failure(run: Path) -> dict[str, str] | None:
-    """``returncode``, ``ended_at`` and ``last_line`` of a run that failed, safe to print; None for one that did not."""
-    said: dict[str, Any] = {}
+    """``returncode``, ``ended_at`` and ``last_line`` of a failed run, safe to print; None for other runs."""
+    facts: dict[str, object] = {}
     found = _marks(run)
     for mark in reversed(found):
-        with suppress(UserError):  # half written
-            said |= read_json(mark) or {}
+        with suppress(UserError):  # an incomplete file
+            facts |= read_json(mark) or {}
     if not found:
         return None
-    said["last_line"] = said.get("last_line") or last_line(run.with_name(f"{run.name}.log"))
+    facts["last_line"] = facts.get("last_line") or last_line(run.with_name(f"{run.name}.log"))
     names = ("returncode", "ended_at", "last_line")
-    return {name: "" if said.get(name) is None else printable(str(said[name])) for name in names}
+    return {name: "" if facts.get(name) is None else printable(str(facts[name])) for name in names}
 
 
 def marked(root: Path) -> set[Path]:
-    """Runs at or below ``root`` with a mark of a failure, whether they have a folder or not."""
+    """Runs at or below ``root`` with a failure mark, with or without a folder."""
     found: set[Path] = set()
     for folder, _, files in folders(root):
         found |= {folder / name.removesuffix(".failed") for name in files if name.endswith(".failed")}

@@ -1,4 +1,4 @@
-"""Finished runs to tables in markdown, LaTeX and tidy CSV, with caveats for their readers."""
+"""Tables of finished runs as Markdown, LaTeX and tidy CSV, with caveats."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def warnings(
     baseline: str | None = None,
     averaged: bool = True,
 ) -> list[str]:
-    """Runs left out, diverged or of mixed commits, methods missing on some environments, settings hidden by a label.
+    """Sentences on runs left out, diverged or of mixed commits, on incomplete methods, and on incomplete labels.
 
     Args:
-        groups, scores: what is shown.
-        scale: that of the averages; names the games without a score on it.
-        baseline: whose probability of improvement is shown.
-        averaged: whether something over all environments follows, so that it matters what is not in it.
+        groups, scores: the contents of the tables.
+        scale: scale of the averages, for a note on games without a score on it.
+        baseline: method of the probabilities of improvement.
+        averaged: adds notes on what averages over environments leave out.
     """
     found = [reason for each in scores for reason in each.left_out]
     found += diverged_runs([run for group in groups for run in group.runs])
@@ -46,7 +46,7 @@ def warnings(
 
 
 def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none", averaged: bool = False) -> list[str]:
-    """The same for curves, ``averaged`` over environments on ``scale`` or not."""
+    """As :func:`warnings`, for curves, ``averaged`` over environments on ``scale`` or not."""
     found = _curve_notes(groups, column) + mixed_commits(groups)
     if averaged:
         found += _average_notes({(group.method, group.env): True for group in groups}, scale)
@@ -54,12 +54,12 @@ def curve_warnings(groups: Sequence[Group], column: str, *, scale: str = "none",
 
 
 def _curve_notes(groups: Sequence[Group], column: str) -> list[str]:
-    """What curves of ``groups`` hide: unfinished runs, runs without evaluations, seeds that went further."""
+    """Sentences on unfinished runs, runs without evaluations, and seeds longer than the curves."""
     runs = [run for group in groups for run in group.runs]
     found = []
-    if going := [str(run.path) for run in runs if run.done is None]:
-        are = "is" if len(going) == 1 else "are"
-        found.append(f"{len(going)} of {len(runs)} runs {are} not finished: {_first_three(going, ', ')}")
+    if unfinished := [str(run.path) for run in runs if run.done is None]:
+        are = "is" if len(unfinished) == 1 else "are"
+        found.append(f"{len(unfinished)} of {len(runs)} runs {are} not finished: {_first_three(unfinished, ', ')}")
     if empty := [run.path for run in runs if not len(run.evaluations(column)[0])]:
         found.append(f"{len(empty)} of {len(runs)} runs have no evaluation of {column}, such as {empty[0]}")
     short = []
@@ -73,23 +73,23 @@ def _curve_notes(groups: Sequence[Group], column: str) -> list[str]:
 
 
 def mixed_commits(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the groups whose seeds were run at several commits, if any."""
+    """A sentence on groups whose seeds were run at several commits, if any."""
     mixed = [f"{g.method} on {g.env} at {', '.join(g.commits)}" for g in groups if len(g.commits) > 1]
     return [f"seeds were run at several commits: {_first_three(mixed)}"] if mixed else []
 
 
 def diverged_runs(runs: Sequence[RunRecord]) -> list[str]:
-    """A sentence on the runs whose values outgrew what rewards allow, if any."""
+    """A sentence on runs whose values exceeded the bound set by rewards, if any."""
     diverged = [f"{run.path} at frame {run.diverged_frames:,}" for run in runs if run.diverged_frames is not None]
     return [f"values diverged in {_first_three(diverged, ', ')}"] if diverged else []
 
 
 def moved_runs(groups: Sequence[Group]) -> list[str]:
-    """A sentence on the runs whose starts differ in torch, commit, device or threads, if any."""
+    """A sentence on runs whose starts differ in torch, commit, device or threads, if any."""
     runs = [run for group in groups for run in group.runs]
     moved = [f"{run.path} ({' and '.join(changed)})" for run in runs if (changed := _changed(run))]
     were = "1 run was" if len(moved) == 1 else f"{len(moved)} runs were"
-    which = f"{were} begun on one machine or code and resumed on another: {_first_three(moved)}"
+    which = f"{were} started on one machine or commit and resumed on another: {_first_three(moved)}"
     return [which] if moved else []
 
 
@@ -100,7 +100,7 @@ def _changed(run: RunRecord) -> list[str]:
 
 
 def label_notes(groups: Sequence[Group]) -> list[str]:
-    """Settings that differ along with those a label names, so that readers do not credit the named one alone."""
+    """Sentences on settings that differ along with those in a label, which may also explain a difference."""
     found = {}
     for group in groups:
         named = {word.partition("=")[0] for word in group.method.split()[1:]}
@@ -111,7 +111,7 @@ def label_notes(groups: Sequence[Group]) -> list[str]:
 
 
 def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
-    """A sentence on the environments that averages on ``scale`` leave out, if any."""
+    """A sentence on environments that averages on ``scale`` leave out, if any."""
     envs = list(dict.fromkeys(envs))
     without = [env.removeprefix("atari/") for env in envs if not has_score(env, scale)]
     have, them = ("has", "it") if len(without) == 1 else ("have", "them")
@@ -120,9 +120,9 @@ def unscored_note(envs: Iterable[str], scale: str) -> list[str]:
 
 
 def _average_notes(there: Mapping[tuple[str, str], bool], scale: str, baseline: str | None = None) -> list[str]:
-    """What averages leave out: environments without a score, and methods that lack one on which others have runs.
+    """Sentences on environments without a reference score, and on methods that lack an environment.
 
-    ``there``: whether a method has any runs on an environment.
+    ``there`` is True for each (method, environment) with runs.
     """
     pairs = [pair for pair in there if has_score(pair[1], scale)]
     envs = sorted({env for _, env in pairs})
@@ -152,7 +152,7 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: a method on an environment, or (``env="all"``) over all of them."""
+    """A line of a table: a method on an environment, or (``env="all"``) over all environments."""
 
     env: str
     method: str
@@ -165,13 +165,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with equal columns and what a reader must know about them.
+    """A table with notes.
 
     Args:
-        title: one line.
-        rows: in the order to show.
-        columns: names of the numbers and words, in the order to show; a row may lack some, or have more, for files.
-        notes: sentences for below the table.
+        title: a line.
+        rows: the lines, in order.
+        columns: names of the numbers and words to show, in order; rows may lack some, or have more for files.
+        notes: sentences below the table.
     """
 
     title: str
@@ -188,22 +188,22 @@ def environment_table(
     published: str | None = None,
     title: str = "final return",
 ) -> Table:
-    """Mean over the seeds of every method on every environment, with Student's 95% interval.
+    """Mean over seeds of each method on each environment, with its 95% interval (Student's t).
 
-    Where seeds reach the cap of an environment (CartPole: 500) the mean has no interval, and the share of seeds at the
-    cap stands beside it.
+    If seeds reach the cap of an environment (CartPole: 500), the mean has no interval, and the share of seeds at the
+    cap is added.
 
     Args:
         scores: from :func:`torchrl_reg.lab.analysis.scores.group_scores`.
-        scale: ``human`` or ``sac`` add a column of the mean on that scale.
-        baseline: a method's label; adds the difference from it and the verdict on it.
+        scale: ``human`` or ``sac`` add a column with the mean on that scale.
+        baseline: label of a method; adds the difference from it and the verdict.
         published: ``mirl``, ``ments`` or ``sac``; adds its columns, in the unit of the scale (percents as fractions).
 
     Raises:
         UserError: an unknown baseline or published table, or a published one that shares no game with ``scores``.
     """
     board = Scoreboard(scores, scale)
-    reference = {} if baseline is None else board.of(baseline)
+    reference = {} if baseline is None else board.method_scores(baseline)
     scored = [each for each in scores if len(each.values)]
     paper = _published_numbers(board.envs, published)
     found: dict[tuple[str, str], tuple[Estimate | float, str]] = {}
@@ -227,7 +227,7 @@ def environment_table(
         numbers |= paper.get(group.env, {})
         commits = ", ".join(group.commits)
         length = frames_text(each.frames)
-        rows.append(Row(group.env, group.method, len(each.values), length, commits, _honest(numbers), words))
+        rows.append(Row(group.env, group.method, len(each.values), length, commits, _without_flat(numbers), words))
     notes = _notes(board)
     if baseline is not None:
         notes.append(
@@ -243,16 +243,16 @@ def environment_table(
 def differences(
     env: str, methods: Mapping[str, Array], baseline: Array, margin: float | None = None
 ) -> dict[str, tuple[Estimate | float, str]]:
-    """By method its mean minus that of ``baseline`` and the verdict on it, of all methods together (Holm).
+    """By method, its mean minus that of ``baseline`` and the verdict, corrected over all methods (Holm).
 
-    By Welch's t; where seeds of either are at the cap of ``env``, by Fisher's exact test of the shares that are there.
+    Uses Welch's t, or Fisher's exact test of the shares of seeds at the cap of ``env`` if either has any.
     """
     found: dict[str, Difference] = {}
     ps: list[float] = []
     capped = set()
     for method, values in methods.items():
         shares = [(at_cap(env, of), len(of)) for of in (values, baseline)]
-        found[method] = welch(Sample.of(values), Sample.of(baseline))
+        found[method] = welch(Sample.from_scores(values), Sample.from_scores(baseline))
         if any(share for share, _ in shares):
             capped.add(method)
             counts = [(round(share.value * seeds) if share else 0, seeds) for share, seeds in shares]
@@ -279,18 +279,18 @@ def share_text(share: Estimate, seeds: int) -> str:
 
 
 def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | None = None) -> Table | None:
-    """IQM, median, mean and optimality gap over all environments, and the probability of improving on ``baseline``.
+    """IQM, median, mean and optimality gap over all environments, and the probability of improvement on ``baseline``.
 
-    Of every method that has runs on every environment with a score on ``scale``. A baseline that lacks one gives no
-    probability. None where nothing can be averaged: several environments without a common scale, and no baseline; or
-    one environment without a scale, where :func:`environment_table` says all.
+    Contains the methods with runs on all environments with a score on ``scale``; a baseline that lacks one gives no
+    probabilities. None if nothing can be averaged: several environments without a common scale and no baseline, or a
+    single environment without a scale.
 
     Raises:
-        UserError: ``baseline`` is no method.
+        UserError: ``baseline`` is not a method.
     """
     board = Scoreboard(scores, scale)
     found, envs = board.comparable(), board.on_scale().envs
-    reference = found.get(baseline) if baseline is not None and board.of(baseline) else None
+    reference = found.get(baseline) if baseline is not None and board.method_scores(baseline) else None
     rows = []
     for method, runs in found.items():
         numbers: dict[str, Estimate | float] = {}
@@ -298,7 +298,7 @@ def aggregate_table(scores: Sequence[Scores], *, scale: str, baseline: str | Non
             numbers |= {name: stratified_estimate(runs, estimator) for name, estimator in statistics.AGGREGATES.items()}
         if reference is not None and method != baseline:
             numbers[f"P(> {baseline})"] = probability_of_improvement(runs, reference)
-        rows.append(Row("all", method, sum(map(len, runs)), numbers=_honest(numbers)))
+        rows.append(Row("all", method, sum(map(len, runs)), numbers=_without_flat(numbers)))
     if not any(row.numbers for row in rows) or (scale == "none" and len(envs) == 1):
         return None
     unit = {"human": ", 1 is a human", "sac": ", 1 is SAC", "own_sac": ", 1 is SAC here", "none": ""}[scale]
@@ -330,7 +330,7 @@ def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[
     found = {}
     for env in envs:
         family, _, game = env.partition("/")
-        if family == table.family and (row := table.of(game)):
+        if family == table.family and (row := table.row(game)):
             found[env] = {f"{method} ({name})": number / unit for method, number in row.items()}
     if not found:
         raise UserError(
@@ -341,7 +341,7 @@ def _published_numbers(envs: Sequence[str], name: str | None) -> dict[str, dict[
 
 
 def frames_text(frames: Sequence[int]) -> str:
-    """Lengths of runs, from the shortest to the longest.
+    """The range of lengths of runs.
 
     >>> frames_text([60_000, 60_000]), frames_text([1_000, 60_000, 2_000])
     ('60k', '1k to 60k')
@@ -349,8 +349,8 @@ def frames_text(frames: Sequence[int]) -> str:
     return " to ".join(dict.fromkeys(map(amount, (min(frames), max(frames)))))
 
 
-def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
-    """``numbers`` without intervals of no width, which say nothing of certainty."""
+def _without_flat(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | float]:
+    """``numbers`` without intervals of no width, which would suggest certainty."""
     return {
         name: number.value if isinstance(number, Estimate) and number.is_flat else number
         for name, number in numbers.items()
@@ -359,12 +359,12 @@ def _honest(numbers: Mapping[str, Estimate | float]) -> dict[str, Estimate | flo
 
 def _columns(rows: Iterable[Row]) -> tuple[str, ...]:
     names = dict.fromkeys(name for row in rows for name in (*row.numbers, *row.words))
-    # The papers' columns last, whichever row came first.
+    # The columns of papers last, in any order of rows.
     return tuple(sorted(names, key=lambda name: name.endswith(tuple(f"({paper})" for paper in published_names()))))
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """GitHub's markdown: numbers as ``mean [low, high]``."""
+    """GitHub's Markdown, with numbers as ``mean [low, high]``."""
     blocks = []
     for table in tables:
         header, *rows = _cells(table)
@@ -375,7 +375,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def markdown_text(name: str) -> str:
-    """``name`` as text of a table of markdown, which would read HTML in it.
+    """``name`` escaped for a Markdown table, which would interpret HTML.
 
     >>> markdown_text("a|b <img>")
     'a\\\\|b &lt;img>'
@@ -398,7 +398,7 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 def tidy_csv(tables: Sequence[Table]) -> str:
-    """One row a number (``env, method, runs, frames, commits, statistic, value, low, high``), unrounded; words, too."""
+    """CSV with a line per number or word, unrounded."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["env", "method", "runs", "frames", "commits", "statistic", "value", "low", "high"])
@@ -415,7 +415,7 @@ FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {"markdown": markdown, "l
 
 
 def number_text(number: Estimate | float | None) -> str:
-    """``value [low, high]``, all with as many decimals as the largest needs for about three digits.
+    """``value [low, high]``, with the decimals that give the largest about three digits.
 
     >>> number_text(Estimate(0.5, -0.123, 0.9)), number_text(Estimate(499.6, 480.2, 500.0)), number_text(None)
     ('0.50 [-0.12, 0.90]', '500 [480, 500]', '')
@@ -425,12 +425,12 @@ def number_text(number: Estimate | float | None) -> str:
     ends = number if isinstance(number, Estimate) else (number,)
     largest = max(map(abs, ends))
     decimals = 0 if largest >= 99.95 else 1 if largest >= 9.995 else 2
-    value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0: no -0.00
+    value, *interval = (f"{round(end, decimals) + 0.0:.{decimals}f}" for end in ends)  # + 0 turns -0.0 into 0.0
     return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def _cells(table: Table) -> list[list[str]]:
-    """Header and lines; left out are columns without any text, and the environment where all rows are over all."""
+    """Header and lines, without empty columns; ``env`` is left out if all rows are over all environments."""
     runs = "seeds" if any(row.commits for row in table.rows) else "runs"
     over_all = all(row.env == "all" for row in table.rows)
     lines = [

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torchrl_reg.lab.commands.selection import warn
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODES = ("greedy", "sampled")
 
@@ -19,22 +22,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run_folder", metavar="RUN", help="folder of a run, an exported one, or a name of `torchrl-reg list`"
     )
     add_trust(parser)
-    parser.add_argument("--episodes", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--episodes", type=int, default=100, metavar="N", help="number of episodes (default: %(default)s)"
+    )
     parser.add_argument("--mode", choices=MODES, help="greedy or sampled (default: both)")
-    parser.add_argument("--seed", type=int, help="of the episodes (default: the run's, to repeat its evaluation)")
-    parser.add_argument("--device", default="cpu", help="where the policy computes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of the episodes (default: the run's, to repeat its evaluation)")
+    parser.add_argument("--device", default="cpu", help="device of the policy (default: %(default)s)")
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Adds ``--trust``."""
-    what = "may be imported, though RUN names it: of your own classes (repeat it for more)"
-    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
+    text = "module of your own classes that RUN may import (repeatable)"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints mean and interval of each mode and appends a row ``evaluate`` to the record of a finished run.
 
-    With the run's own seed the first episodes are those of its last evaluation, whose mean is compared.
+    With the seed of the run, the first episodes are those of its last evaluation, and their means are compared.
 
     Raises:
         UserError: no episodes to run, a negative seed, or an unknown device.
@@ -52,29 +57,29 @@ def run(arguments: argparse.Namespace) -> int:
 
     device = checked_device(arguments.device)
     saved = read_policy(arguments.run_folder, device=device, trust=arguments.trust)
-    known = saved.facts.get("run", {})
+    facts = saved.facts.get("run", {})
     row = saved.facts.get("evaluation", {})
-    set_up_cpu(known.get("threads", 1))  # as in the run
-    seed = known.get("seed", 0) if arguments.seed is None else arguments.seed
-    # As many environments as the run's evaluations had, so that the first round repeats its last evaluation.
-    at_once = min(known.get("eval_episodes", 10), arguments.episodes)
-    env = saved.make_env(at_once)
-    columns: dict[str, Any] = {"seed": seed, "episodes": arguments.episodes}
+    set_up_cpu(facts.get("threads", 1))  # as in the run
+    seed = facts.get("seed", 0) if arguments.seed is None else arguments.seed
+    # As many environments as in the run's evaluations, so that the first round repeats the last of them.
+    num_envs = min(facts.get("eval_episodes", 10), arguments.episodes)
+    env = saved.make_env(num_envs)
+    columns: dict[str, float] = {"seed": seed, "episodes": arguments.episodes}
     for mode in MODES if arguments.mode is None else (arguments.mode,):
         kind = ExplorationType.RANDOM if mode == "sampled" else ExplorationType.DETERMINISTIC
         returns = episode_returns(
             env, saved.policy, kind, episodes=arguments.episodes, seed=seed, device=arguments.device
         )
         columns |= _print_summary(mode, returns)
-        if seed == known.get("seed") and at_once == known.get("eval_episodes"):
-            _compare(mode, returns[:at_once].mean().item(), row.get(f"return_{mode}_mean"), at_once)
+        if seed == facts.get("seed") and num_envs == facts.get("eval_episodes"):
+            _compare(mode, returns[:num_envs].mean().item(), row.get(f"return_{mode}_mean"), num_envs)
     env.close()
     _append(saved.path.parent, {"event": "evaluate", "frames": row.get("frames"), **columns})
     return 0
 
 
 def checked_seed(seed: int) -> int:
-    """``seed`` if torch's generators take it.
+    """``seed`` if torch's generators accept it.
 
     Raises:
         UserError: they do not.
@@ -85,21 +90,21 @@ def checked_seed(seed: int) -> int:
 
 
 def checked_device(name: str) -> str:
-    """``name`` if torch knows such a device here.
+    """``name`` if it is a device of this machine.
 
     Raises:
-        UserError: it does not.
+        UserError: it is not.
     """
     import torch
 
     try:
         torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):  # a torch without CUDA asserts
+    except (RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
         raise UserError(f"--device must be a device of this machine, got {name!r}.") from None
     return name
 
 
-def _print_summary(mode: str, returns: Any) -> dict[str, float]:
+def _print_summary(mode: str, returns: Tensor) -> dict[str, float]:
     from torchrl_reg.lab.analysis.statistics import mean, stratified_estimate
     from torchrl_reg.lab.analysis.tables import number_text
 
@@ -117,13 +122,13 @@ def _compare(mode: str, mean: float, before: float | None, episodes: int) -> Non
         warn([f"{mode}: the first {episodes} return {mean:.6g} here and {before:.6g} in the run, on another machine"])
 
 
-def _append(folder: Path, row: dict[str, Any]) -> None:
-    """Appends the row to the record of a finished run; exported folders have none, unfinished runs are left alone."""
+def _append(folder: Path, row: dict[str, object]) -> None:
+    """Appends ``row`` to the record of a finished run; exported folders have none, unfinished runs are skipped."""
     record = folder / "metrics.jsonl"
     if not record.is_file():
         return
     if not is_done(folder):
-        warn([f"{record} was left alone: the run is not finished"])
+        warn([f"{record} was not changed: the run is not finished"])
         return
     from torchrl_reg.lab.run.metrics import MetricsFile
 

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes weights (safetensors), ``config.yaml``, a README with the scores, and the licence.
 
     Raises:
-        UserError: RUN is no run folder, or DIR holds something.
+        UserError: RUN is not a run folder, or DIR is not empty.
         UserError: RUN has no policy, or a damaged one.
     """
     from torchrl_reg.lab.agents.saved import read_policy
@@ -38,14 +38,14 @@ def run(arguments: argparse.Namespace) -> int:
     saved = read_policy(arguments.run_folder, trust=arguments.trust)
     if not (arguments.run_folder / "config.yaml").is_file():
         raise UserError(f"RUN must be a run folder, which holds a config.yaml, got {arguments.run_folder}.")
-    # What the policy knows of its run: reading config.yaml would take PyYAML.
+    # The facts stored with the policy: reading config.yaml would need PyYAML.
     record = read_run(arguments.run_folder, flat({"env": saved.facts.get("env"), "run": saved.facts.get("run")}))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"DIR must be a new or empty folder, got {folder}.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"DIR={folder} cannot be made: {error.strerror}.") from None
+        raise UserError(f"DIR={folder} cannot be created: {error.strerror}.") from None
     shutil.copyfile(saved.path, folder / saved.path.name)
     shutil.copyfile(arguments.run_folder / "config.yaml", folder / "config.yaml")
     (folder / "README.md").write_text(_readme(record, saved.facts), encoding="utf-8")
@@ -94,7 +94,7 @@ def _scores(record: RunRecord, row: dict[str, Any], facts: dict[str, Any]) -> It
 
 
 def _licence() -> str:
-    """The package's, from the installed distribution or the checkout."""
+    """The package's licence, from the installed distribution or the checkout."""
     try:
         text = importlib.metadata.distribution("torchrl_reg").read_text("licenses/LICENSE")
     except importlib.metadata.PackageNotFoundError:

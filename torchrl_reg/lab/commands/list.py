@@ -1,4 +1,4 @@
-"""``torchrl-reg list``: the trained agents that come with the package."""
+"""``torchrl-reg list``: the trained agents in the package."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds ``--env`` and ``--commands``."""
-    parser.add_argument("--env", metavar="NAME", help="only of this environment: cartpole, minatar/breakout")
-    parser.add_argument("--commands", action="store_true", help="print how each was trained, too")
+    parser.add_argument("--env", metavar="NAME", help="only agents of this environment: cartpole, minatar/breakout")
+    parser.add_argument("--commands", action="store_true", help="also print the training command of each agent")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a row for each agent: greedy return, its 95% interval over episodes, and what every seed ended with."""
+    """Prints a row per agent: greedy return, its 95% interval over episodes, and the final return of each seed."""
     from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 
     print(f"{'agent':32} {'greedy return [95%]':>22} {'episodes':>8} {'frames':>11}  last return of every seed trained")

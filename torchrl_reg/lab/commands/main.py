@@ -1,6 +1,6 @@
 """The ``torchrl-reg`` command: ``torchrl-reg table results/NAME``.
 
-Subcommands live in :mod:`torchrl_reg.lab.commands` and are imported when named, so ``torchrl-reg --help`` is quick and
+Subcommands are modules of :mod:`torchrl_reg.lab.commands`, imported when used: ``torchrl-reg --help`` is fast and
 ``torchrl-reg table`` needs no torch.
 """
 
@@ -16,24 +16,24 @@ from collections.abc import Sequence
 from torchrl_reg.lab.errors import user_sentence
 from torchrl_reg.lab.printable import printable
 
-#: Subcommand -> what it does; its module is ``torchrl_reg.lab.commands.<name>``.
+#: Help texts of the subcommands; their modules are ``torchrl_reg.lab.commands.<name>``.
 COMMANDS = {
-    "run": "trains a recipe, run m_iqn algo.lr=1e-4 for one; without a name, lists them",
+    "run": "trains a recipe, as in run m_iqn algo.lr=1e-4; without a name, lists the recipes",
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
-    "results": "the tables of a Markdown page, made from rows that table --save wrote",
+    "results": "the tables of a Markdown page, from rows written by table --save",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
-    "report": "one self-contained HTML file about a sweep: curves, profiles, hyperparameters, failures, commands",
+    "report": "a self-contained HTML report on a sweep: curves, profiles, hyperparameters, failures, commands",
     "launch": "starts a sweep: one array on SLURM, or the same runs on this machine",
-    "status": "how a sweep is doing: done, running, waiting and why, failed and why, time left",
-    "list": "the trained agents that come with the package, with their scores",
+    "status": "the state of a sweep: done, running, waiting and why, failed and why, time left",
+    "list": "the trained agents in the package, with their scores",
     "evaluate": "returns of a trained policy over more episodes, with intervals",
     "play": "an episode of a trained policy, in a window or as a GIF or MP4",
-    "export": "a trained policy in a folder of its own: weights, settings, scores, licence",
-    "check": "holds a loss of anybody's to the target that it claims, and names its error",
+    "export": "a trained policy as a folder to share: weights, settings, scores, licence",
+    "check": "compares any loss with its exact target, and names its error",
 }
-#: Commands whose words go to a script as they are; their module is ``torchrl_reg.lab.commands.scripts``.
+#: Commands whose arguments are passed on to a script, by ``torchrl_reg.lab.commands.scripts``.
 _PASSED_ON = ("run", "launch", "status")
-#: The extras whose packages a command needs; ``report`` unless listed.
+#: The extras that a command needs; by default ``report``.
 _EXTRAS = {
     "run": "recipes",
     "launch": "recipes,slurm,report",
@@ -45,9 +45,10 @@ _EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the subcommand that ``arguments`` (default: the command line) name; returns the exit code.
+    """Runs the subcommand in ``arguments`` (default: the command line); returns the exit code.
 
-    What a user did wrong ends in one sentence on stderr and exit code 1 (2 for arguments that cannot be parsed).
+    Errors that the user can fix print one sentence to stderr and give exit code 1 (2 for arguments that cannot be
+    parsed).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -70,18 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         extras = _EXTRAS.get(words[0], "report")
         needs = f"{words[0]} needs {missing}, got none: pip install 'torchrl_reg[{extras}]'."
-        # Without a name it is lab/cli/extras.py that says what to install.
+        # Errors without a name are from lab/cli/extras.py, with advice in their message.
         print(f"torchrl-reg: {error if error.name is None else needs}", file=sys.stderr)
         return 1
     except ValueError as error:
-        # What is not meant for a user is a bug of ours and keeps its traceback.
-        said = user_sentence(error)
-        if said is None:
+        sentence = user_sentence(error)
+        if sentence is None:  # a bug, which keeps its traceback
             raise
-        print(f"torchrl-reg: {printable(said)}", file=sys.stderr)
+        print(f"torchrl-reg: {printable(sentence)}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader (head, less) has gone; what is still buffered must not raise again at exit.
+        # The reader (head, less) has exited; flushing the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -89,15 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="torchrl-reg", description="What to do with runs of torchrl_reg.")
+    parser = argparse.ArgumentParser(prog="torchrl-reg", description="Runs and analyses experiments of torchrl_reg.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, what in COMMANDS.items():
-        below = subparsers.add_parser(name, help=what, add_help=name not in _PASSED_ON)
-        below.description = f"{what[0].upper()}{what[1:]}."
+    for name, text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, add_help=name not in _PASSED_ON)
+        subparser.description = f"{text[0].upper()}{text[1:]}."
         if name in words[:1]:
             module = importlib.import_module(f"torchrl_reg.lab.commands.{'scripts' if name in _PASSED_ON else name}")
-            module.add_arguments(below)
-            below.set_defaults(run=module.run, words=words[1:])
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run, words=words[1:])
     return parser
 
 

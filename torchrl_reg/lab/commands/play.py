@@ -1,4 +1,4 @@
-"""``torchrl-reg play``: watch a trained policy, in a window or as a video."""
+"""``torchrl-reg play``: an episode of a trained policy, in a window or as a video."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".gif or .mp4 (default: a window, or RUN/videos; of a trained agent ./videos)",
     )
-    parser.add_argument("--mode", choices=MODES, default="greedy", help="how it acts (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episode (default: %(default)s)")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="end an episode that is still going on")
-    parser.add_argument("--device", default="cpu", help="where the policy computes (default: %(default)s)")
+    parser.add_argument("--mode", choices=MODES, default="greedy", help="mode of acting (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episode (default: %(default)s)")
+    parser.add_argument("--max-steps", type=int, metavar="N", help="maximum length of the episode")
+    parser.add_argument("--device", default="cpu", help="device of the policy (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Shows one episode and prints where, and how many frames it has.
+    """Shows an episode; prints the file and the number of frames.
 
     Raises:
         UserError: no steps to show, or an unknown device.

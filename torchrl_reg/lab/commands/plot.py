@@ -12,23 +12,23 @@ from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, sel
 from torchrl_reg.lab.errors import UserError
 
 KINDS = {
-    "curves": "learning curves, a panel an environment",
+    "curves": "learning curves, a panel per environment",
     "aggregate": "normalized learning curves over all environments",
-    "improvement": "of --of METHOD over --baseline METHOD, a bar an environment",
+    "improvement": "of --of METHOD over --baseline METHOD, a bar per environment",
     "profile": "share of runs above each normalized score",
-    "published": "published scores beside ours, where the protocol is the same",
+    "published": "our scores and published ones of the same protocol",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``torchrl-reg plot``."""
-    kinds = "; ".join(f"{name}: {what}" for name, what in KINDS.items())
+    """Adds the arguments of ``torchrl-reg plot``."""
+    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
     parser.add_argument("kind", choices=tuple(KINDS), metavar="KIND", help=kinds)
     add_selection(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: KIND.png)")
-    parser.add_argument("--center", default="mean", metavar="HOW", help="of curves: mean (default) or iqm")
+    parser.add_argument("--center", default="mean", metavar="HOW", help="centre of curves: mean (default) or iqm")
     parser.add_argument("--aggregate", default="IQM", metavar="HOW", help="IQM (default), median, mean, optimality gap")
-    parser.add_argument("--of", metavar="METHOD", help="whose improvement over --baseline is drawn")
+    parser.add_argument("--of", metavar="METHOD", help="the method whose improvement over --baseline is drawn")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the report and prints its path.
 
     Raises:
-        UserError: no such folder, nothing in it, runs that cannot be told apart, or a file that cannot be written.
+        UserError: no such folder, no runs in it, runs that labels cannot distinguish, or a file that cannot be written.
     """
     out = args.out or args.folder / "report.html"
     sweep = read_sweep(args.folder, column=args.column, ignore=args.ignore or ())

@@ -1,4 +1,4 @@
-"""``torchrl-reg results``: the tables of a Markdown page, from rows that ``torchrl-reg table --save`` wrote."""
+"""``torchrl-reg results``: the tables of a Markdown page, from rows written by ``torchrl-reg table --save``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchrl_reg.lab.commands.selection import add_selection, selected_groups
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``torchrl-reg results``."""
+    """Adds the arguments of ``torchrl-reg results``."""
     add_selection(parser)
-    what = "the page: tables between <!-- table: runs --> or <!-- table: published --> and <!-- end --> are made again"
-    parser.add_argument("--page", type=Path, default=Path("results.md"), metavar="FILE", help=f"{what} (%(default)s)")
+    text = "the page; tables between <!-- table: runs --> or <!-- table: published --> and <!-- end --> are regenerated"
+    parser.add_argument("--page", type=Path, default=Path("results.md"), metavar="FILE", help=f"{text} (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """``torchrl-reg run``, ``launch`` and ``status``: the scripts of ``recipes/`` and ``slurm/``, from any folder.
 
-In a checkout the two folders lie beside the package; a wheel, which installs one top-level name, holds them within it.
+In a checkout the two folders are beside the package; in a wheel, which installs one top-level name, they are inside it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
 _PACKAGE = Path(__file__).resolve().parents[2]
-# What a run that trained a policy ends with.
-_WHOLE = ("done.json", "metrics.jsonl", "policy.safetensors", "checkpoints")
+# Files of a finished run with a policy.
+_FINAL_FILES = ("done.json", "metrics.jsonl", "policy.safetensors", "checkpoints")
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """None here: all words go to the script, ``--help`` among them."""
+    """Adds nothing: all arguments are passed on to the script, ``--help`` included."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the script with the words after the command.
+    """Runs the script with the arguments after the command.
 
     Raises:
-        UserError: there is no such recipe.
+        UserError: no such recipe.
     """
     if args.command == "run":
         return _run_recipe(args.words)
@@ -45,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def script_folder(name: str) -> Path:
-    """The folder ``recipes`` or ``slurm``, of a wheel or of a checkout."""
+    """The folder ``recipes`` or ``slurm`` of the wheel or checkout."""
     inside = _PACKAGE / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def sweep_module(name: str) -> ModuleType:
-    """Imports ``slurm.<name>``, which Python by itself finds only in a checkout.
+    """Imports ``slurm.<name>``, which is on ``sys.path`` only in a checkout.
 
     >>> sweep_module("sweep").__name__
     'slurm.sweep'
@@ -69,7 +69,7 @@ def sweep_module(name: str) -> ModuleType:
 
 
 def _run_recipe(words: Sequence[str]) -> int:
-    """As ``python recipes/NAME.py WORDS`` does; ``NAME`` may also be the path of a recipe of one's own."""
+    """Runs ``python recipes/NAME.py WORDS`` in this process; ``NAME`` may also be the path of a user's recipe."""
     recipes = {each.stem: each for each in sorted(script_folder("recipes").glob("*.py"))}
     if not words or words[0] in ("-h", "--help"):
         print("usage: torchrl-reg run RECIPE [name=value ...]; torchrl-reg run RECIPE --help for its settings\n")
@@ -93,28 +93,29 @@ def _run_recipe(words: Sequence[str]) -> int:
 
 
 def _finished(words: Sequence[str], script: Path) -> Path | None:
-    """The folder of a finished run of this very command: to find it takes no torch, whose import takes seconds.
+    """The folder of a finished run of the same command, found without importing torch, which takes seconds.
 
-    None also where the recipe has to say: several seeds, options, a run that is not whole, code newer than the run.
+    None also if only the recipe can decide: several seeds, options, missing files, or code newer than the run.
     """
-    asked = dict(word.partition("=")[::2] for word in words[1:])
-    if "run.seeds" in asked or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
+    overrides = dict(word.partition("=")[::2] for word in words[1:])
+    if "run.seeds" in overrides or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
         return None
-    there = [Path(asked["run.dir"])] if "run.dir" in asked else Path("results", script.stem).glob("*/*/seed=*")
+    defaults = Path("results", script.stem).glob("*/*/seed=*")
+    folders = [Path(overrides["run.dir"])] if "run.dir" in overrides else defaults
     command = shlex.join(["torchrl-reg", "run", *words])
     try:
-        for folder in there:
-            whole = is_done(folder) and all((folder / name).exists() for name in _WHOLE)
-            if whole and (folder / "command.txt").read_text(encoding="utf-8").strip() == command:
+        for folder in folders:
+            complete = is_done(folder) and all((folder / name).exists() for name in _FINAL_FILES)
+            if complete and (folder / "command.txt").read_text(encoding="utf-8").strip() == command:
                 done_at = (folder / "done.json").stat().st_mtime
                 return folder if all(path.stat().st_mtime < done_at for path in _code(script)) else None
-    except (OSError, ValueError):  # the recipe says what is wrong with it
+    except (OSError, ValueError):  # the recipe reports the error
         return None
     return None
 
 
 def _code(script: Path) -> Iterator[Path]:
-    """The files that say what a command means: the package, and what lies beside the recipe."""
+    """The files that determine the result of a command: the package and those beside the recipe."""
     yield from _PACKAGE.rglob("*.py")
     yield from script.parent.glob("*.py")
     yield from script.parent.glob("studies/*.py")

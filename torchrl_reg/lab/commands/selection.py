@@ -1,4 +1,4 @@
-"""Selects runs and how they are scored: the arguments that ``table`` and ``plot`` share."""
+"""Arguments that select and score runs, shared by ``table``, ``plot`` and ``results``."""
 
 from __future__ import annotations
 
@@ -20,36 +20,39 @@ Item = TypeVar("Item")
 
 
 def add_selection(parser: argparse.ArgumentParser, folders: str = "+") -> None:
-    """Folders (``nargs``), filters, the column and the label; what a run's score is, its scale and the baseline."""
+    """Adds folders (``nargs``), filters, column and label, and the score, its scale and the baseline."""
     parser.add_argument(
         "results",
         nargs=folders,
         metavar="FOLDER",
-        help="folders with runs below them: results/NAME; or files of rows that `table --save` wrote",
+        help="folders that contain runs: results/NAME; or files of rows written by `table --save`",
     )
     parser.add_argument("--env", action="append", metavar="PATTERN", help="only these environments: 'atari/*'")
-    parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with such a label: 'm_dqn*'")
+    parser.add_argument("--method", action="append", metavar="PATTERN", help="only methods with these labels: 'm_dqn*'")
     parser.add_argument("--column", help=f"metric: {EVALUATION} (default), {TRAINING_RETURNS[0]}, action_gap, ...")
     add_ignore(parser)
-    parser.add_argument("--by", action="append", metavar="SETTING", help="label methods by this: algo.tau (repeatable)")
+    parser.add_argument("--by", action="append", metavar="SETTING", help="settings in labels: algo.tau (repeatable)")
     parser.add_argument("--score", default="final", metavar="HOW", help="final (default), best, auc or last<k>: last5")
     parser.add_argument("--normalize", default="auto", metavar="SCALE", help="human, sac, own_sac, none or auto")
-    parser.add_argument("--baseline", metavar="METHOD", help="the method that the others are compared with")
-    parser.add_argument("--unfinished", action="store_true", help="score unfinished runs, too")
+    parser.add_argument("--baseline", metavar="METHOD", help="the method to compare the others with")
+    parser.add_argument("--unfinished", action="store_true", help="also score unfinished runs")
 
 
 def add_ignore(parser: argparse.ArgumentParser) -> None:
-    """``--ignore SETTING``."""
+    """Adds ``--ignore SETTING``."""
     parser.add_argument(
-        "--ignore", action="append", metavar="SETTING", help="runs that differ only in this are one method (repeatable)"
+        "--ignore",
+        action="append",
+        metavar="SETTING",
+        help="runs that differ only in this are one method (repeatable)",
     )
 
 
-def ignoring(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord]:
-    """``runs`` without the settings ``ignored``; what was ignored goes to stderr.
+def without_ignored(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord]:
+    """``runs`` without the settings ``ignored``, which are printed to stderr.
 
     Raises:
-        UserError: a name that is no setting of the runs.
+        UserError: a name that is not a setting of the runs.
     """
     if not ignored:
         return runs
@@ -61,10 +64,10 @@ def ignoring(runs: list[RunRecord], ignored: list[str] | None) -> list[RunRecord
 
 
 def selected_groups(arguments: argparse.Namespace) -> list[Group]:
-    """The methods the arguments choose.
+    """The methods selected by the arguments.
 
     Raises:
-        UserError: no runs there, none chosen, or runs that cannot be told apart.
+        UserError: no runs found, none selected, or runs that labels cannot distinguish.
     """
     skipped: list[str] = []
     evaluated = (arguments.column or "").startswith(("return_greedy", "return_sampled"))
@@ -74,9 +77,9 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
         raise UserError(
             f"results must hold runs (folders with a config.yaml), got none in {_listed(arguments.results)}."
         )
-    # Environments are chosen before methods are named, so that labels say what differs on those chosen.
+    # Before grouping, so that labels show the differences on the selected environments.
     runs = _matching("env", arguments.env, runs, lambda run: run.env)
-    runs, repeated = without_repetitions(ignoring(runs, arguments.ignore))
+    runs, repeated = without_repetitions(without_ignored(runs, arguments.ignore))
     warn(repeated)
     groups = group_runs(runs, arguments.by)
     return _matching("method", arguments.method, groups, lambda group: group.method)
@@ -85,7 +88,7 @@ def selected_groups(arguments: argparse.Namespace) -> list[Group]:
 def _matching(name: str, patterns: list[str] | None, items: list[Item], of: Callable[[Item], str]) -> list[Item]:
     if not patterns:
         return items
-    # A label may hold brackets, which patterns understand otherwise, so it also matches itself.
+    # Exact labels match, too: their brackets have another meaning in patterns.
     found = [item for item in items if any(of(item) == each or fnmatch(of(item), each) for each in patterns)]
     if not found:
         there = sorted({of(item) for item in items})
@@ -94,7 +97,7 @@ def _matching(name: str, patterns: list[str] | None, items: list[Item], of: Call
 
 
 def warn(sentences: Iterable[str]) -> None:
-    """Each sentence as a line on stderr."""
+    """Prints each sentence as a warning to stderr."""
     for sentence in sentences:
         print(f"torchrl-reg: warning: {printable(sentence)}.", file=sys.stderr)
 
@@ -104,9 +107,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def selected_gaps(arguments: argparse.Namespace) -> list[Gap]:
-    """Ours beside what was published, of the selected runs; warnings go to stderr."""
+    """Our scores of the selected runs with published ones; prints warnings to stderr."""
     groups = selected_groups(arguments)
     found = gaps(groups, arguments.column, unfinished=arguments.unfinished)
-    scores = {id(each.scores.group): each.scores for each in found}  # once, whoever published
+    # One per group, which may have several published scores.
+    scores = {id(each.scores.group): each.scores for each in found}
     warn(warnings(groups, list(scores.values()), averaged=False))
     return found

@@ -1,4 +1,4 @@
-"""``torchrl-reg table``: scores of every method with intervals, as markdown, LaTeX or CSV."""
+"""``torchrl-reg table``: scores of all methods with intervals, as Markdown, LaTeX or CSV."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torchrl_reg.lab.analysis.tables import FORMATS, Table, aggregate_table, env
 from torchrl_reg.lab.commands.selection import add_selection, selected_gaps, selected_groups, warn
 from torchrl_reg.lab.errors import UserError
 
-#: ``--published`` without a paper: every score whose protocol is shipped.
+#: ``--published`` without a paper: the published scores with a protocol.
 _PROTOCOLS = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``torchrl-reg table``."""
+    """Adds the arguments of ``torchrl-reg table``."""
     add_selection(parser, folders="*")
     parser.set_defaults(refuse=parser.error)
     parser.add_argument("--format", choices=tuple(FORMATS), default="markdown", help="(default: %(default)s)")
@@ -28,31 +28,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save",
         type=Path,
         metavar="ROWS.jsonl",
-        help="write a row for each finished run into this file, instead of a table",
+        help="write a row per finished run to this file, instead of a table",
     )
     parser.add_argument(
         "--published",
         nargs="?",
         const=_PROTOCOLS,
         metavar="PAPER",
-        help="published scores beside ours where the protocol is the same, and what differs; or all numbers of mirl or "
-        "ments (Atari) or sac (MuJoCo)",
+        help="our scores with published ones of the same protocol, or the differences of the protocols; or all numbers "
+        "of mirl or ments (Atari) or sac (MuJoCo)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints the tables; warnings go to stderr."""
-    asked = arguments.published
-    if asked and asked not in published_names() and Path(asked).is_dir():
-        # argparse takes the folder that follows --published for its value.
-        arguments.published, arguments.results = _PROTOCOLS, [asked, *arguments.results]
+    """Prints the tables, and warnings to stderr."""
+    paper = arguments.published
+    if paper and paper not in published_names() and Path(paper).is_dir():
+        # argparse reads a folder after --published as its value.
+        arguments.published, arguments.results = _PROTOCOLS, [paper, *arguments.results]
     if not arguments.results:
         arguments.refuse("the following arguments are required: FOLDER")
     if arguments.save is not None:
         _save(arguments)
         return 0
     if arguments.published == _PROTOCOLS:
-        tables = [_beside_published(arguments)]
+        tables = [_published_table(arguments)]
     else:
         arguments.column = arguments.column or EVALUATION
         tables = _tables(arguments, selected_groups(arguments))
@@ -61,10 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _save(arguments: argparse.Namespace) -> None:
-    """Writes rows of the finished runs and prints the file's path."""
+    """Writes the rows of the finished runs and prints the path of the file."""
     if arguments.save.suffix != ".jsonl":
         raise UserError(f"save must name a file that ends in .jsonl, got {arguments.save}.")
-    arguments.column = TRAINING_RETURNS[0]  # so that training rows are read, too
+    arguments.column = TRAINING_RETURNS[0]  # so that training rows are read
     runs = [run for group in selected_groups(arguments) for run in group.runs]
     unfinished = [run for run in runs if run.done is None]
     warn(f"left out: {run.path} is not finished" for run in unfinished)
@@ -85,9 +85,9 @@ def _tables(arguments: argparse.Namespace, groups: list[Group]) -> list[Table]:
     return [first] if second is None else [first, second]
 
 
-def _beside_published(arguments: argparse.Namespace) -> Table:
-    """Scores as published: of the end of a run, unscaled, one method at a time."""
-    for name, taken in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
-        if (value := getattr(arguments, name)) != taken:
+def _published_table(arguments: argparse.Namespace) -> Table:
+    """The table of our final, unscaled scores and published ones."""
+    for name, default in (("score", "final"), ("normalize", "auto"), ("baseline", None)):
+        if (value := getattr(arguments, name)) != default:
             raise UserError(f"{name} must be left out with --published alone, got {value!r}.")
     return protocol_table(selected_gaps(arguments))

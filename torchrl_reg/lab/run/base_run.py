@@ -1,4 +1,4 @@
-"""Runs that are recorded: folder, rows and end, whatever happens in between; and those without a collector."""
+"""The folder and the rows that every run has, and runs without a collector."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.provenance import compiled
 from torchrl_reg.lab.run.run_folder import RunFolder
+from torchrl_reg.lab.run.settings import RecipeConfig
 from torchrl_reg.lab.run.streams import set_up_cpu
 
 
-class Recorded:
-    """The folder and the record that a :class:`Run` (a loop over batches) and a :class:`Study` have in common.
+class BaseRun:
+    """The folder and the record that a :class:`Run` (a loop over batches) and a :class:`Study` share.
 
     Args:
         config: a dataclass with a field ``run`` of type :class:`RunSettings`.
-        device: where it computes, for ``config.yaml`` and the provenance.
+        device: written to ``config.yaml`` and the provenance.
 
     Attributes:
         path: the run folder.
@@ -34,7 +35,7 @@ class Recorded:
         UserError: the folder belongs to another run or holds a finished one, or a logger is not installed.
     """
 
-    def __init__(self, config: Any, device: torch.device) -> None:
+    def __init__(self, config: RecipeConfig, device: torch.device) -> None:
         self.settings, self.device, self.frames = config.run, device, 0
         self._folder = RunFolder(config)
         self.path: Path = self._folder.path
@@ -43,16 +44,16 @@ class Recorded:
         self._logger = RunLogger(self.path, self.settings)
         set_up_cpu(self.settings.threads)
 
-    def log(self, event: str, **columns: Any) -> None:
-        """Writes a row of the recipe's own: ``{"event": event, "frames": ..., **columns}``."""
+    def log(self, event: str, **columns: object) -> None:
+        """Writes a row: ``{"event": event, "frames": ..., **columns}``."""
         self._logger.write({"event": event, "frames": self.frames, **columns})
 
     def say(self, text: str) -> None:
-        """Prints a line where the progress is shown."""
+        """Prints a line above the progress bar."""
         self._logger.say(text)
 
-    def _close(self, facts: dict[str, Any]) -> Path:
-        """Writes ``done.json`` with the ``facts`` beside what every run says of its end."""
+    def _close(self, facts: dict[str, object]) -> Path:
+        """Writes ``done.json``: frames, times, the last evaluation, and ``facts``."""
         times = {"wall_seconds": self._logger.wall_seconds(), "cpu_seconds": self._logger.cpu_seconds()}
         facts = {"evaluation": self._logger.last_evaluation, "compiled": compiled(), **facts}
         self._folder.close({"frames": self.frames, **times, **facts})
@@ -60,22 +61,21 @@ class Recorded:
         return self.path
 
 
-class Study(Recorded):
-    """The parts and rows of a recipe that collects nothing; ``with Study(cfg, total) as study: ...``.
+class Study(BaseRun):
+    """The parts and rows of a recipe without a collector: ``with Study(cfg, total) as study: ...``.
 
-    A part is a JSON object that depends on the config alone. A run that was killed starts again with the same command:
-    it reads the parts that were finished from ``parts/``, computes the others, and writes the same ``metrics.jsonl`` as
-    a run that was never interrupted.
+    A part is a JSON object that depends on the config alone. The same command resumes a killed run: it reads finished
+    parts from ``parts/``, computes the others, and writes the same ``metrics.jsonl`` as an uninterrupted run.
 
     Args:
         config: a dataclass with a field ``run`` of type :class:`RunSettings`.
-        total: what the progress line counts to, in the recipe's unit.
+        total: frames of the whole run, in the recipe's unit, for the progress line.
 
     Raises:
         UserError: the folder belongs to another run, or holds a finished one.
     """
 
-    def __init__(self, config: Any, total: int) -> None:
+    def __init__(self, config: RecipeConfig, total: int) -> None:
         super().__init__(config, torch.device("cpu"))
         self._total = total
 
@@ -90,7 +90,7 @@ class Study(Recorded):
         self._logger.stop()
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]], *, frames: int = 0) -> dict[str, Any]:
-        """The result of ``compute()``, from the folder if it was computed before; ``frames`` more are then done."""
+        """The result of ``compute()``, cached in the folder under ``name``; advances the progress by ``frames``."""
         found = self.kept(name)
         if found is None:
             found = dict(compute())
@@ -99,25 +99,25 @@ class Study(Recorded):
         return found
 
     def kept(self, name: str) -> dict[str, Any] | None:
-        """The content kept under ``name``, or None."""
+        """The content stored under ``name``, or None."""
         path = self._part(name)
         return json.loads(path.read_text()) if path.exists() else None
 
     def keep(self, name: str, content: Mapping[str, Any]) -> None:
-        """Keeps ``content`` under ``name``, in place of what was there."""
+        """Stores ``content`` under ``name``, replacing what was there."""
         write_atomically(self._part(name), json.dumps(content))
 
     def advance(self, frames: int) -> None:
-        """Counts ``frames`` more."""
+        """Adds ``frames`` to the count."""
         self.frames += frames
         self._logger.advance(frames, [])
 
     def evaluation(self, columns: Mapping[str, Any]) -> None:
-        """Writes an evaluation row, which reports and tables read; the last one stands in ``done.json``."""
+        """Writes an evaluation row, which reports and tables read; ``done.json`` holds the last one."""
         self._logger.evaluation(self.frames, columns)
 
-    def finish(self, **facts: Any) -> Path:
-        """``done.json``, with the ``facts`` in it; returns the run folder."""
+    def finish(self, **facts: object) -> Path:
+        """Writes ``done.json`` with ``facts`` and returns the run folder."""
         return self._close(facts)
 
     def _part(self, name: str) -> Path:

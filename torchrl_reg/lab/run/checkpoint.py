@@ -1,4 +1,4 @@
-"""Checkpoints of a run: what they hold, how they are written, and how a stopped run goes on from one."""
+"""Checkpoints of a run: their contents, their files, and resuming from them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +21,11 @@ from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import FastCollector
+from torchrl_reg.envs import Restorable
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.learners.collection import truncate_episodes
-from torchrl_reg.lab.learners.replay import ReplayChunks
-from torchrl_reg.lab.run.base_run import Recorded
+from torchrl_reg.lab.learners.replay import Chunk, ReplayChunks
+from torchrl_reg.lab.run.base_run import BaseRun
 from torchrl_reg.lab.run.divergence import FiniteWatch
 from torchrl_reg.lab.run.files import (
     own_memory,
@@ -34,27 +35,28 @@ from torchrl_reg.lab.run.files import (
     publish,
     unpack_arrays,
     unpack_tensordict,
-    way_out,
+    write_error_advice,
 )
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.streams import seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
 
 
-def restorable_part(env: EnvBase) -> Any | None:
+def restorable_part(env: EnvBase) -> Restorable | None:
     """The part of ``env`` that has ``snapshot()`` and ``restore()`` (:class:`torchrl_reg.envs.Restorable`), or None.
 
-    It is looked for in the environment that all transforms are around, then in the gymnasium environment inside it.
+    It is the environment inside all transforms, or the gymnasium environment inside that.
     """
     innermost = _layers(env)[-1]
     for part in (innermost, getattr(innermost, "_env", None)):
-        if hasattr(type(part), "snapshot") and hasattr(type(part), "restore"):  # not what a wrapper forwards
+        # The type: a wrapper forwards the attributes of other environments.
+        if hasattr(type(part), "snapshot") and hasattr(type(part), "restore"):
             return part
     return None
 
 
 def _layers(env: EnvBase) -> list[Any]:
-    """The transforms around ``env``, outermost first, then the environment they are around."""
+    """The transforms around ``env``, outermost first, then the environment inside them."""
     layers = []
     while isinstance(env, TransformedEnv):
         layers.append(env.transform)
@@ -63,15 +65,15 @@ def _layers(env: EnvBase) -> list[Any]:
 
 
 class EnvironmentState:
-    """The component of a checkpoint that stands for a collector and its environments.
+    """The state of a collector and its environments, as a component of a checkpoint.
 
     Args:
         collector: the collector of the run; its environments have been reset.
 
     Attributes:
-        is_transparent: True if the environments can be restored. Where they cannot, the caller ends all episodes
-            at every checkpoint, so that a resumed run starts them where an uninterrupted one does.
-        is_restored: False once loaded environments are not where they were (they compute differently on this machine);
+        is_transparent: True if the environments can be restored. If not, the caller ends all episodes at every
+            checkpoint, so that a resumed run and an uninterrupted one start the same episodes.
+        is_restored: False if loaded environments did not reach their state (this machine computes them differently);
             the caller resets them.
     """
 
@@ -84,12 +86,12 @@ class EnvironmentState:
         self.count = max(1, collector.env.batch_size.numel())
 
     def restart(self, seed: int) -> None:
-        """Begins a new episode everywhere, from ``seed``."""
+        """Seeds all environments with ``seed`` and resets them."""
         self._collector.env.set_seed(seed)
         self._collector.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state; of a closed collector only what its transforms have learnt."""
+        """The state; for a closed collector only that of its transforms."""
         collector = self._collector
         state: dict[str, Any] = {"layers": [layer.state_dict() for layer in self._layers]}
         if collector.track_traj_ids:
@@ -101,8 +103,8 @@ class EnvironmentState:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         collector = self._collector
-        for layer, learnt in zip(self._layers, state["layers"], strict=True):
-            layer.load_state_dict(learnt)
+        for layer, layer_state in zip(self._layers, state["layers"], strict=True):
+            layer.load_state_dict(layer_state)
         if collector.track_traj_ids:
             collector._traj_pool.load_state_dict(state["trajectories"])
         if self._part is None or "environments" not in state:
@@ -115,9 +117,9 @@ class EnvironmentState:
 
 
 class GeneratorStates:
-    """The component of a checkpoint that stands for the global generators and for ``named`` ones.
+    """The states of the global generators and of ``named`` ones, as a component of a checkpoint.
 
-    A run that resumes with another number of CUDA devices leaves the generators of these as they are.
+    With another number of CUDA devices than before, their generators are left as they are.
     """
 
     def __init__(self, **named: torch.Generator) -> None:
@@ -142,9 +144,9 @@ class GeneratorStates:
             generator.set_state(state["named"][name])
 
 
-KEPT = 2
+MAX_KEPT = 2
 _PREFIX = "checkpoint"
-# What reading a damaged archive raises, TorchRL's UserError being a RuntimeError.
+# Errors from reading a damaged archive; TorchRL's are RuntimeErrors.
 _UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
 
 
@@ -152,10 +154,10 @@ class CheckpointFolder:
     """Writes, verifies, loads and prunes the checkpoints of one run.
 
     Args:
-        folder: where they are stored; created when needed.
-        components: everything a checkpoint holds but the replay buffer, by name; each has
-            ``state_dict`` and ``load_state_dict``. The last is restored after all others and the replay buffer.
-        replay: the replay buffer's rows, if the run has one.
+        folder: the folder of the checkpoints, created on the first save.
+        components: the contents of a checkpoint by name, without the replay buffer; each has ``state_dict`` and
+            ``load_state_dict``. The last is restored after all others and the replay buffer.
+        replay: the rows of the replay buffer, if the run has one.
     """
 
     def __init__(self, folder: Path, components: Mapping[str, Any], replay: ReplayChunks | None = None) -> None:
@@ -164,10 +166,10 @@ class CheckpointFolder:
         self.replay = replay
 
     def save(self, frames: int, *, with_replay: bool = True) -> Path:
-        """Writes the state at ``frames`` and prunes all but the last ``KEPT`` checkpoints.
+        """Writes the state at ``frames`` and prunes all but the last ``MAX_KEPT`` checkpoints.
 
         Raises:
-            UserError: it could not be written (a full disk); earlier ones are untouched.
+            UserError: the disk is full, or the folder cannot be written; earlier checkpoints are untouched.
         """
         states = {name: own_memory(part.state_dict()) for name, part in self.components.items()}
         path = self.folder / f"{_PREFIX}-{frames:012d}.torchrl"
@@ -184,7 +186,7 @@ class CheckpointFolder:
             self.remove_partial_files()
             raise UserError(
                 f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
-                f"{way_out(error, self.folder.parent)}."
+                f"{write_error_advice(error, self.folder.parent)}."
             ) from error
         return path
 
@@ -192,7 +194,7 @@ class CheckpointFolder:
         """Restores the newest checkpoint and returns its frames; None when there is none.
 
         Raises:
-            UserError: the newest one is damaged; the message names it and what to do.
+            UserError: the newest one is damaged.
         """
         self.remove_partial_files()
         path = self.newest()
@@ -205,17 +207,17 @@ class CheckpointFolder:
             parts["replay"] = {"load_state_dict": self.replay.load}
         archive = _archive(parts)
         try:
-            for names in (parts.keys() - {last}, {last}):  # TorchRL would restore them in the order of their names
+            for names in (parts.keys() - {last}, {last}):  # TorchRL restores in alphabetical order
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
-            raise UserError(f"{path} does not fit this program ({_first_line(error)}); {advice}") from error
+            raise UserError(f"{path} does not match this program ({_first_line(error)}); {advice}") from error
         return manifest["metadata"]["frames"]
 
     def frames(self) -> set[int]:
-        """Where this run can go on: at a checkpoint, or at 0 where none has been pruned yet."""
+        """The frames from which this run can resume: its checkpoints, and 0 if none has been pruned yet."""
         found = {_frames(path) for path in self._paths()}
-        return found | {0} if len(found) < KEPT else found
+        return found | {0} if len(found) < MAX_KEPT else found
 
     def go_back(self, frames: int) -> None:
         """Deletes the checkpoints past ``frames``."""
@@ -235,7 +237,7 @@ class CheckpointFolder:
             shutil.rmtree(self.replay.folder, ignore_errors=True)
 
     def remove_partial_files(self) -> None:
-        """Deletes what a killed or failed save left behind."""
+        """Deletes the temporary files of a killed or failed save."""
         for path in [*self.folder.glob(".*"), *self.folder.glob("*/.*")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -243,17 +245,17 @@ class CheckpointFolder:
                 path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
-        """All checkpoints, oldest first, readable or not."""
+        """All checkpoints, oldest first, damaged ones included."""
         return sorted(self.folder.glob(f"{_PREFIX}-*.torchrl"))
 
     def _prune(self) -> None:
-        for path in self._paths()[:-KEPT]:
+        for path in self._paths()[:-MAX_KEPT]:
             path.unlink()
         if self.replay is not None:
             self.replay.keep_only([chunk for path in self._paths() for chunk in _chunks(path)])
 
     def _damage(self, path: Path) -> str | None:
-        """Why ``path`` cannot be trusted, or None: every checksum of every file is verified."""
+        """The damage to ``path``, or None; verifies every checksum of every file."""
         try:
             with zipfile.ZipFile(path) as archive:
                 member = archive.testzip()
@@ -278,19 +280,19 @@ class CheckpointFolder:
 
 
 def last_checkpoint(folder: Path) -> int:
-    """The frame of the newest checkpoint in ``folder``; 0 without one."""
+    """The frames of the newest checkpoint in ``folder``; 0 without one."""
     return max(map(_frames, folder.glob(f"{_PREFIX}-*.torchrl")), default=0)
 
 
-def _archive(parts: Mapping[str, Mapping[str, Any]]) -> Checkpoint:
-    """TorchRL's archive of ``parts``, each given by its ``state_dict`` or ``load_state_dict``."""
+def _archive(parts: Mapping[str, Mapping[str, Callable[..., object]]]) -> Checkpoint:
+    """A TorchRL archive of ``parts``, each a dict of ``state_dict`` or ``load_state_dict``."""
     archive, adapter = Checkpoint(format="archive"), StateDictCheckpointAdapter(payload_format="torch")
     for name, methods in parts.items():
         archive.register(name, SimpleNamespace(**methods), adapter=adapter)
     return archive
 
 
-def _chunks(path: Path) -> list[Any]:
+def _chunks(path: Path) -> list[Chunk]:
     return Checkpoint.manifest(path)["metadata"]["replay"]
 
 
@@ -303,24 +305,24 @@ def _first_line(error: BaseException) -> str:
 
 
 class Resumption:
-    """Saves everything that learns, counts or anneals, and restores it when the run starts again.
+    """Saves the state of a run, and restores it when the run resumes.
 
     Args:
-        run: whose folder it is; its counters are part of a checkpoint.
-        logger: of the run; it counts episodes that a checkpoint ends.
-        parts: what the learner owns, by name.
-        replay: the replay buffer, if it is one of them.
-        environments: those that are collected from.
+        run: the run; its counters are part of a checkpoint.
+        logger: its logger, which counts episodes ended by checkpoints.
+        parts: everything that learns, counts or anneals, by name.
+        replay: the replay buffer, if ``parts`` has one.
+        environments: the training environments.
 
     Attributes:
-        checkpoints: those of the run folder.
+        checkpoints: the checkpoints of the run folder.
         watch: stops a run whose numbers are not finite.
-        ends_episodes: True if a checkpoint ends all episodes, because the environments' state cannot be stored.
+        ends_episodes: True if checkpoints end all episodes, because the environments' state cannot be stored.
     """
 
     def __init__(
         self,
-        run: Recorded,
+        run: BaseRun,
         logger: RunLogger,
         parts: Mapping[str, Any],
         replay: TensorDictReplayBuffer | None,
@@ -336,12 +338,12 @@ class Resumption:
         if replay is not None:  # "if replay" would be false for an empty buffer
             chunks = ReplayChunks(folder / "replay", replay)
             named["replay"] = replay._rng
-        # The generators come last: restoring environments may draw from the global ones.
+        # The generators are restored last: restoring environments may draw from them.
         components |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
         self.checkpoints = CheckpointFolder(folder, components, chunks)
 
     def load(self) -> bool:
-        """Loads the newest checkpoint, of several seeds the newest that all have; False where there is none."""
+        """Loads the newest checkpoint (with several seeds, the newest they share); False without one."""
         worker = current_worker()
         if worker is not None:
             self.checkpoints.go_back(worker.barrier("resume", self.checkpoints.frames(), _newest_of_all))
@@ -351,7 +353,7 @@ class Resumption:
         return resumed
 
     def begin(self, frames: int, resumed: bool) -> None:
-        """Seeds every stream of a new run; of a resumed one, restarts environments that could not be restored."""
+        """Seeds the streams of a new run; in a resumed run, restarts environments that could not be restored."""
         environments = self._environments
         self.watch.start(frames)
         if not resumed:
@@ -370,7 +372,7 @@ class Resumption:
         self._restart_environments(frames)
 
     def truncate_episodes(self, batch: TensorDictBase) -> None:
-        """Ends the episodes of ``batch``, which a checkpoint follows, where the environments cannot be stored."""
+        """Ends the episodes of ``batch``, the last before a checkpoint, if the environments cannot be stored."""
         if self.ends_episodes:
             self._logger.cut_episodes += truncate_episodes(batch)
 
@@ -381,13 +383,13 @@ class Resumption:
             self._restart_environments(frames)
 
     def finish(self, frames: int) -> None:
-        """Writes the last checkpoint, which alone remains, without the replay buffer."""
+        """Writes the last checkpoint, without the replay buffer, and deletes the others."""
         self._save(frames, with_replay=False)
-        wait_for_all_seeds()  # until all have one: of a seed left alone nothing may remain to be computed
+        wait_for_all_seeds()  # else a kill could leave seeds without a common checkpoint
         self.checkpoints.keep_only_last()
 
     def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
-        """True if the means in ``row`` and all that learns are finite.
+        """True if the means in ``row`` and all trained tensors are finite.
 
         Raises:
             UserError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
@@ -396,8 +398,8 @@ class Resumption:
         return self.watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
-        """A checkpoint of the state now, unless that is not finite: the last good one stays."""
-        wait_for_all_seeds()  # so that they are never further apart than the checkpoints each keeps
+        """Writes a checkpoint unless the state is not finite: the last good one stays."""
+        wait_for_all_seeds()  # so that they always have a checkpoint in common
         if self.is_finite(frames, {}):
             self.checkpoints.save(frames, with_replay=with_replay)
 
@@ -406,12 +408,12 @@ class Resumption:
 
 
 def wait_for_all_seeds() -> None:
-    """Waits until all seeds of this process have come as far; afterwards Python's ``random`` is this one's."""
+    """Waits until all seeds of this process have reached this call; restores this seed's state of ``random``."""
     if (worker := current_worker()) is not None:
         worker.barrier("checkpoint", None, list)
 
 
 def _newest_of_all(frames: Sequence[set[int]]) -> list[int]:
-    """Of what each seed has, the newest that all have; the newest of each if there is none, as one failed long ago."""
+    """The newest frames that all seeds have; without common ones (a seed failed long ago), the newest of each."""
     common = max(set.intersection(*frames), default=None)
     return [max(each) if common is None else common for each in frames]

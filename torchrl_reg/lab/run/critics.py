@@ -1,4 +1,4 @@
-"""The critics of a finished run, whose policy alone is in its ``policy.safetensors``."""
+"""The critics of a finished run, read from its last checkpoint: ``policy.safetensors`` holds the policy alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 from torchrl.checkpoint import Checkpoint
 
 from torchrl_reg.lab.agents import read_policy
@@ -14,15 +15,15 @@ from torchrl_reg.lab.errors import UserError
 from torchrl_reg.modules import AveragedCritics, PolicySettings, state_action_value_network
 
 
-def trained_critics(run: Path | str, setting: str = "run") -> list[Any]:
-    """The critics Q(s, a) of a run of ``soft_q``, ``sac`` or ``virel``, frozen, as its last checkpoint has them.
+def trained_critics(run: Path | str, setting: str = "run") -> list[nn.Module]:
+    """The critics Q(s, a) of a run of ``soft_q``, ``sac`` or ``virel``, from its last checkpoint, without gradients.
 
     Args:
-        run: the folder.
-        setting: its name in errors.
+        run: the run folder.
+        setting: name of the setting in error messages.
 
     Returns:
-        The critics; where the run composed others, their one average.
+        The critics; of a run that composed others, only their average.
 
     Raises:
         UserError: no such run, or one without a checkpoint.
@@ -41,20 +42,20 @@ def trained_critics(run: Path | str, setting: str = "run") -> list[Any]:
         return [composed_critics(config.algo.compose, setting)]
     weights = _Weights()
     Checkpoint(loss=weights).load(path)
-    critics: list[Any] = []
-    while own := weights.below(f"qvalue_network_params.critics.{len(critics)}."):
+    critics: list[nn.Module] = []
+    while state := weights.below(f"qvalue_network_params.critics.{len(critics)}."):
         critics.append(state_action_value_network(settings, env).requires_grad_(False))
-        critics[-1].load_state_dict(own)
+        critics[-1].load_state_dict(state)
     return critics
 
 
 def composed_critics(runs: list[str], setting: str) -> AveragedCritics:
-    """The average over ``runs`` of their values, each the smallest of the run's critics."""
+    """The average of the values of ``runs``; a run's value is the minimum over its critics."""
     return AveragedCritics([trained_critics(run, setting) for run in runs])
 
 
 class _Weights:
-    """Takes the state of a loss out of a checkpoint, whatever the loss is."""
+    """Receives the ``state_dict`` of any loss from a checkpoint."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}

@@ -19,7 +19,7 @@ _GREY = "#8C8C8C"
 _COUNTS = {"event", "frames", "updates", "episodes", "diagnostics_every_updates", "diverged_frames"}
 _NOT_PLOTTED = {*_COUNTS, "return_mean", "return_last_100", *WALL_CLOCK_COLUMNS}
 _COLUMNS = 3
-_WIDTH = 7.2  # inches, so that a page 720 pixels wide shows the letters at their size
+_WIDTH = 7.2  # inches: text keeps its size on a page 720 pixels wide
 
 
 def draw_curves(folder: Path) -> Path:
@@ -31,11 +31,19 @@ def draw_curves(folder: Path) -> Path:
     names.sort(key=lambda name: not name.startswith("loss"))  # losses first
     lines = -(-len(names) // _COLUMNS)
     height = 3.2 + 1.7 * lines
-    figure = Figure(figsize=(_WIDTH, height))  # margins by hand, in inches: a layout engine draws everything twice
+    figure = Figure(figsize=(_WIDTH, height))  # margins in inches: a layout engine would draw everything twice
     FigureCanvasAgg(figure)
-    margins = {"left": 0.09, "right": 0.98, "bottom": 0.45 / height, "top": 1 - 0.4 / height}
-    ratios = [1.8] + [1] * lines
-    grid = figure.add_gridspec(1 + lines, _COLUMNS, height_ratios=ratios, hspace=0.5, wspace=0.3, **margins)
+    grid = figure.add_gridspec(
+        1 + lines,
+        _COLUMNS,
+        height_ratios=[1.8] + [1] * lines,
+        hspace=0.5,
+        wspace=0.3,
+        left=0.09,
+        right=0.98,
+        bottom=0.45 / height,
+        top=1 - 0.4 / height,
+    )
     _draw_returns(figure.add_subplot(grid[0, :]), train, evaluations)
     for index, name in enumerate(names):
         axes = figure.add_subplot(grid[1 + index // _COLUMNS, index % _COLUMNS])
@@ -75,7 +83,7 @@ def _points(rows: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[
 
 
 def _varies(values: Sequence[float]) -> bool:
-    """Whether there is more to see than a constant; means of one number differ by rounding."""
+    """True unless ``values`` are constant up to rounding."""
     return bool(values) and max(values) - min(values) > 1e-6 * max(map(abs, values))
 
 

@@ -1,4 +1,4 @@
-"""Evaluations of a run: returns of frozen policies in environments of their own, and what each leaves in the folder."""
+"""Evaluation during a run: returns in separate environments, the policy file and videos."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.envs import EnvBase
@@ -27,10 +28,11 @@ from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.metrics import json_row, strip_wall_clock
+from torchrl_reg.lab.run.settings import RecipeConfig
 from torchrl_reg.lab.run.streams import forked_generators, stream_seed
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
-#: A policy, evaluated at its mode, or beside it the way in which it acts.
+#: A policy evaluated at its mode, or a policy with its exploration type.
 Evaluated = Policy | tuple[Policy, ExplorationType]
 
 
@@ -44,9 +46,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Columns ``return_<name>_mean`` and ``return_<name>_std`` over ``episodes`` episodes each.
 
-    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``, or
-    as it is paired: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All see the same episodes (seeds depend only on
-    ``seed``), and the global generators are left as they were.
+    A return is the undiscounted sum of the rewards of ``env``. A policy acts with ``ExplorationType.DETERMINISTIC``
+    unless paired with another type: ``{"sampled": (policy, ExplorationType.RANDOM)}``. All policies see the same
+    episodes (seeds depend only on ``seed``), and the global generators are restored.
     """
     started = time.perf_counter()
     columns: dict[str, Any] = {}
@@ -61,7 +63,7 @@ def evaluate(
 
 
 def with_mode(evaluated: Evaluated) -> tuple[Policy, ExplorationType]:
-    """The policy and how it acts: at its mode, unless said otherwise."""
+    """The policy and its exploration type, by default ``ExplorationType.DETERMINISTIC``."""
     return evaluated if isinstance(evaluated, tuple) else (evaluated, ExplorationType.DETERMINISTIC)
 
 
@@ -76,8 +78,8 @@ def episode_returns(
 ) -> Tensor:
     """Undiscounted returns ``[episodes]`` (float64, in reward units) of ``policy`` acting with ``kind``.
 
-    Environments are reused in rounds if there are fewer of them than episodes. The episodes depend only on ``seed`` and
-    the number of environments, and the first ones do not depend on how many follow.
+    With fewer environments than episodes, the environments are reused in rounds. The episodes depend only on ``seed``
+    and the number of environments; the first ones do not depend on ``episodes``.
     """
     rounds = []
     forked = forked_generators(stream_seed(seed, "eval_actor"))
@@ -90,7 +92,7 @@ def episode_returns(
 
 @contextmanager
 def in_eval_mode(policy: Policy) -> Iterator[None]:
-    """Inside, the policy's modules are in eval mode: no noise in its weights, no batch statistics of its own."""
+    """Puts the policy's modules in eval mode (no weight noise, no batch statistics), then restores their modes."""
     modules = policy.modules() if isinstance(policy, nn.Module) else ()
     training = [module for module in modules if module.training]
     for module in training:
@@ -103,16 +105,18 @@ def in_eval_mode(policy: Policy) -> Iterator[None]:
 
 
 def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -> Tensor:
-    """The return of the first episode of every sub-environment, so that short episodes do not count more often.
+    """The return of the first episode of each sub-environment: taking more would favour short episodes.
 
-    Nothing but the running sums is kept, so the length of an episode costs no memory.
+    Only running sums are stored, so memory does not grow with the length of an episode.
     """
     state = env.reset()
     returns = torch.zeros(env.batch_size.numel(), dtype=torch.float64)
     running = torch.ones_like(returns, dtype=torch.bool)
     vector = fast_vector(env, sums_rewards=False)
-    fast = vector is not None and device.type == "cpu"
-    steps = _fast_steps(env, vector, policy, state) if fast else _steps(env, policy, state, device)
+    if vector is not None and device.type == "cpu":
+        steps = _fast_steps(env, vector, policy, state)
+    else:
+        steps = _steps(env, policy, state, device)
     while running.any():
         reward, done = next(steps)
         returns += torch.where(running, reward.to(returns), 0.0)
@@ -120,8 +124,10 @@ def _first_episode_returns(env: EnvBase, policy: Policy, device: torch.device) -
     return returns
 
 
-def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rewards and ends of episodes ``[N]`` of every step from ``state`` on."""
+def _steps(
+    env: EnvBase, policy: Policy, state: TensorDictBase, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rewards and done flags ``[N]`` of each step, starting at ``state``."""
     moves = device.type != "cpu" and env.device != device
     while True:
         acted = policy(state.to(device)).to(env.device) if moves else policy(state)
@@ -129,8 +135,10 @@ def _steps(env: EnvBase, policy: Policy, state: Any, device: torch.device) -> It
         yield step["next", "reward"].reshape(-1), step["next", "done"].reshape(-1).cpu()
 
 
-def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same on a CPU, without a TensorDict at every step."""
+def _fast_steps(
+    env: EnvBase, vector: VectorEnv, policy: Policy, state: TensorDictBase
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As :func:`_steps`, on the CPU and without a TensorDict per step."""
     act = plain_policy(policy)
     observation, dtype = state["observation"], env.observation_spec["observation"].dtype
     action_spec = env.full_action_spec["action"]
@@ -145,21 +153,21 @@ def _fast_steps(env: EnvBase, vector: Any, policy: Policy, state: TensorDictBase
             observation = restart_finished(vector, observation, done)
 
 
-LONGEST = 2_000  # steps of an episode that are filmed
+MAX_FILM_STEPS = 2_000
 
 
 class PolicyFile:
-    """Keeps ``policy.safetensors`` of a run at its last evaluation; see :func:`torchrl_reg.load_policy`.
+    """Writes ``policy.safetensors`` of a run at each evaluation; see :func:`torchrl_reg.load_policy`.
 
     Args:
-        folder: of the run.
-        config: the recipe's; its ``env`` and ``run`` are stored for whoever evaluates the policy again.
+        folder: the run folder.
+        config: the recipe's; ``env`` and ``run`` are stored, so that the policy can be evaluated again.
     """
 
-    def __init__(self, folder: Path, config: Any) -> None:
+    def __init__(self, folder: Path, config: RecipeConfig) -> None:
         self._path = folder / POLICY_FILE
         self._refused = False
-        self.modules: set[str] = set()  # that the file names, all of them imported by this run
+        self.modules: set[str] = set()  # modules named in the file, all imported by this run
         run = config.run
         self._facts = {"run": {"seed": run.seed, "eval_episodes": run.eval_episodes, "threads": run.threads}}
         env = getattr(config, "env", None)
@@ -169,7 +177,7 @@ class PolicyFile:
     def write(
         self, policies: Mapping[str, Policy], evaluation: Mapping[str, Any], say: Callable[[str], None] = print
     ) -> None:
-        """Writes the file; says once if the policies are of a kind that could not be loaded."""
+        """Writes the file; reports once through ``say`` if the policies are of a kind that cannot be loaded."""
         if self._refused:
             return
         facts = {**self._facts, "evaluation": json_row(strip_wall_clock(evaluation))}
@@ -182,16 +190,16 @@ class PolicyFile:
 
 
 class Evaluator:
-    """Evaluates the policies it was given; without any it does nothing.
+    """Evaluates the policies of a run; does nothing if there are none.
 
     Args:
         path: the run folder.
         config: the recipe's.
-        logger: gets the rows.
-        device: of the policies.
+        logger: writes the rows.
+        device: device of the policies.
     """
 
-    def __init__(self, path: Path, config: Any, logger: RunLogger, device: torch.device) -> None:
+    def __init__(self, path: Path, config: RecipeConfig, logger: RunLogger, device: torch.device) -> None:
         self._path, self._settings, self._logger, self._device = path, config.run, logger, device
         self._file = PolicyFile(path, config)
         self._env: EnvBase | None = None
@@ -200,26 +208,27 @@ class Evaluator:
         self._films = self._settings.video_every_frames is not None
         self._film_is_due = False
         if self._films:
-            draw_without_display()  # before the recipe builds its environments: MuJoCo looks once
+            draw_without_display()  # before the recipe builds its environments: MuJoCo reads this once
 
     def use(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
-        """Sets which policies are evaluated, and in which environments."""
+        """Sets the policies to evaluate and their environments."""
         self._env, self._policies = env, policies
 
     def film_next(self) -> None:
-        """Has the next evaluation record a greedy episode."""
+        """Makes the next evaluation record a greedy episode."""
         self._film_is_due = self._films
 
     def evaluate(self, frames: int) -> None:
         """Writes the row of an evaluation at ``frames``, then ``policy.safetensors`` and the video, if one is due.
 
-        Policies that are not finite are not evaluated, and so leave the last good one where it is.
+        Policies that are not finite are skipped, so that the last good one stays in the folder.
         """
         acting = {name: with_mode(evaluated)[0] for name, evaluated in self._policies.items()}
         if self._env is None or not self._are_finite(acting.values(), frames):
             return
-        shared = {"episodes": self._settings.eval_episodes, "seed": self._settings.seed, "device": self._device}
-        self._logger.evaluation(frames, evaluate(self._env, self._policies, **shared))
+        episodes, seed = self._settings.eval_episodes, self._settings.seed
+        columns = evaluate(self._env, self._policies, episodes=episodes, seed=seed, device=self._device)
+        self._logger.evaluation(frames, columns)
         self._file.write(acting, self._logger.last_evaluation or {}, self._logger.say)
         self._film(frames)
 
@@ -235,9 +244,9 @@ class Evaluator:
         return True
 
     def _film(self, frames: int) -> None:
-        """Films a greedy episode if one is due, always from the same first state; a failure is reported once.
+        """Records a greedy episode if one is due, always from the same first state; a failure is reported once.
 
-        The episode is in an environment of its own, and the run's random streams are left as they were.
+        The episode runs in a separate environment, and the run's random streams are restored.
         """
         if not self._film_is_due:
             return
@@ -246,7 +255,7 @@ class Evaluator:
         try:
             with forked_generators(seed):
                 saved = read_policy(self._path / POLICY_FILE, trust=self._file.modules)
-                shown = episode_frames(saved, seed=seed, max_steps=LONGEST)
+                shown = episode_frames(saved, seed=seed, max_steps=MAX_FILM_STEPS)
                 write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
         except UserError as error:
             self._films = False

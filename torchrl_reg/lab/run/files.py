@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and TensorDicts as plain data in them."""
+"""Atomic writes, and TensorDicts and NumPy arrays as plain data for checkpoints."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from torchrl_reg.compat import tree_map, tree_map_only
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes ``content`` to a temporary neighbour, syncs it, and renames it to ``path``."""
+    """Writes ``content`` to a temporary file beside ``path``, syncs it, and renames it."""
     partial = partial_path(path)
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     publish(partial, path)
 
 
-def way_out(error: BaseException, folder: Path) -> str:
-    """What to do about an ``error`` of writing into a run's ``folder``."""
+def write_error_advice(error: BaseException, folder: Path) -> str:
+    """Advice for the user after an ``error`` while writing to a run's ``folder``."""
     if not folder.exists():
-        return f"{folder} is gone, with its checkpoints: put it back from a copy, or the same command starts anew"
+        return f"{folder} is gone, with its checkpoints: put it back from a copy, or the same command starts again"
     if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"earlier checkpoints are untouched, so make {folder} writable and run the same command to continue"
     return "earlier checkpoints are intact, so free some space and run the same command to continue"
 
 
 def append(path: Path, data: bytes) -> None:
-    """Adds ``data`` to the end of ``path``, in one system call unless the disk is about to be full."""
+    """Appends ``data`` to ``path``, in one system call unless the disk fills up."""
     with open(path, "ab", buffering=0) as file:
         written = file.write(data)
-        # Writing the rest raises the reason: a short write alone would pass for a whole one.
+        # A short write raises nothing; writing the rest raises the reason.
         while written < len(data):
             written += file.write(data[written:])
 
 
 def partial_path(path: Path) -> Path:
-    """Where ``path`` is written before it is published; ``remove_partial_files`` knows the form."""
+    """The temporary file that becomes ``path``; ``remove_partial_files`` matches its name."""
     return path.with_name(f".{path.name}.partial")
 
 
 def publish(partial: Path, path: Path) -> None:
-    """Renames the finished ``partial`` to ``path`` once its content, and then the name, is on disk."""
+    """Renames ``partial`` to ``path`` after syncing its content, then syncs the folder."""
     sync(partial)
     os.replace(partial, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Blocks until the content of a file, or the names in a folder, are on disk."""
+    """Blocks until the content of a file or the entries of a folder are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -71,7 +71,7 @@ def pack_tensordict(tensordict: TensorDictBase) -> dict[str, Any]:
 
 
 def unpack_tensordict(packed: dict[str, Any], device: torch.device | None = None) -> TensorDict:
-    """Restores what :func:`pack_tensordict` was given, its leaves on ``device`` (default: the CPU)."""
+    """The inverse of :func:`pack_tensordict`, with leaves on ``device`` (default: the CPU)."""
     entries = {key: value if device is None else value.to(device) for key, value in packed["entries"]}
     return TensorDict(entries, packed["batch_size"])  # type: ignore[arg-type]
 
@@ -81,26 +81,26 @@ def pack_arrays(data: Any) -> Any:
     return tree_map(_packed, data)
 
 
-def _packed(leaf: Any) -> Any:
+def _packed(leaf: object) -> object:
     if isinstance(leaf, np.ndarray):
         return {_ARRAY: torch.from_numpy(leaf.copy())}
     return leaf.item() if isinstance(leaf, np.generic) else leaf
 
 
 def unpack_arrays(data: Any) -> Any:
-    """Restores what :func:`pack_arrays` was given."""
+    """The inverse of :func:`pack_arrays`."""
     return tree_map(lambda leaf: leaf[_ARRAY].numpy() if _is_array(leaf) else leaf, data, is_leaf=_is_array)
 
 
-def _is_array(node: Any) -> bool:
+def _is_array(node: object) -> bool:
     return isinstance(node, dict) and node.keys() == {_ARRAY}
 
 
 def own_memory(state: Any) -> Any:
-    """``state`` with a copy of every tensor that is a view of a larger one, which would be saved whole."""
-    return tree_map_only(torch.Tensor, _without_rest, state)
+    """``state`` with copies of tensors that view a larger one: torch.save would write the whole of it."""
+    return tree_map_only(torch.Tensor, _copy_of_view, state)
 
 
-def _without_rest(tensor: torch.Tensor) -> torch.Tensor:
+def _copy_of_view(tensor: torch.Tensor) -> torch.Tensor:
     is_view = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
     return tensor.clone() if is_view else tensor

@@ -1,6 +1,6 @@
-"""Run folders as a process without torch sees them: their names, and how a run ended.
+"""Names of run folders, and the state and last log line of a run.
 
-Imported by the elements of a SLURM array, and so without torch, numpy or :mod:`torchrl_reg.lab.analysis`.
+The elements of a SLURM array import this, so it needs neither torch nor numpy nor :mod:`torchrl_reg.lab.analysis`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torchrl_reg.lab.printable import printable
 
 _MAX_NAME = 120
 _TAIL_BYTES = 16_384
-# srun's own lines come after the last line of whatever failed, and would hide it.
+# Lines that srun appends to a log, after the line that names the failure.
 _SRUN = re.compile("srun: (error: .*Exited with exit code|Force Terminated|Terminating|Job step aborted)")
 
 
 def with_targets(config: dict[str, Any]) -> dict[str, Any]:
-    """Flat settings of a run that named its objects by ``path: module:Name``, as runs do now.
+    """Flat settings with the ``path: module:Name`` of older runs as ``_target_``.
 
     >>> with_targets({"head.path": "torchrl_reg.objectives.heads:Categorical", "shaping.path": None, "algo.tau": 1})
     {'head._target_': 'torchrl_reg.objectives.heads.Categorical', 'algo.tau': 1}
@@ -35,7 +35,7 @@ def with_targets(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_name(text: str) -> str:
-    """``text`` with a dash for what a path should not hold; a name that is too long ends in a digest instead.
+    """``text`` with dashes for characters unsafe in a path; a long name is truncated and ends in a digest.
 
     >>> folder_name("algo.tau=0.1,net.num_cells=[64, 64]"), len(folder_name("x" * 500))
     ('algo.tau=0.1,net.num_cells=-64,-64-', 120)
@@ -47,13 +47,13 @@ def folder_name(text: str) -> str:
 
 
 def is_done(run: Path) -> bool:
-    """Whether the run has come to its end; an empty ``done.json``, left by a crash, does not count."""
+    """True if the run has finished; a crash may leave an empty ``done.json``, which does not count."""
     done = run / "done.json"
     return done.is_file() and done.stat().st_size > 0
 
 
 def error_line(log: Path) -> str:
-    """The line that names the exception of the last traceback in a log, safe to print; empty without a traceback."""
+    """The exception line of the last traceback in a log, safe to print; empty without a traceback."""
     lines = _tail(log)
     for i in range(len(lines) - 1, -1, -1):
         at_exit = i and lines[i - 1].startswith("Exception ignored in")  # while the interpreter shuts down
@@ -63,15 +63,15 @@ def error_line(log: Path) -> str:
 
 
 def last_line(log: Path) -> str:
-    """What a log ends with, safe to print: the exception of a traceback, else its last line but for those of srun."""
+    """The exception line of a log, or else its last line that is not from srun; safe to print."""
     lines = (line.strip() for line in reversed(_tail(log)))
     return error_line(log) or printable(next((line for line in lines if line and not _SRUN.match(line)), ""))
 
 
 def _tail(log: Path) -> list[str]:
-    """The last lines of a log since its run was last started (``=== ...``)."""
+    """The last lines of a log, since the last start of its run (``=== ...``)."""
     try:
-        if not log.is_file():  # a pipe need not have an end
+        if not log.is_file():  # reading a pipe may not end
             return []
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

@@ -1,6 +1,6 @@
-"""One process at a time: lock files of ``filelock``, whose text names their owner.
+"""Lock files of ``filelock`` that hold the name of their owner.
 
-Imported by the elements of a SLURM array, and so without torch.
+The elements of a SLURM array import this, so it needs no torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from torchrl_reg.lab.printable import printable
 
 LOCK = ".lock"
-# is_locked() takes a lock for an instant: a run that starts just then is not refused.
-_PATIENCE_SECONDS = 0.5
+# is_locked() holds a lock for an instant: without this, a run that starts just then would be refused.
+_TIMEOUT_SECONDS = 0.5
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -26,20 +26,20 @@ class LockedError(Exception):
 
 
 def acquire(path: Path) -> BaseFileLock:
-    """The lock ``path``, held until it is released or forgotten, or its process ends, however that happens.
+    """Acquires the lock ``path``; it is held until it is released or collected, or until the process ends.
 
     Raises:
         LockedError: another process holds it.
         OSError: ``path`` cannot be written.
     """
-    lock = _take(path, _PATIENCE_SECONDS)
+    lock = _take(path, _TIMEOUT_SECONDS)
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     path.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
     return lock
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock ``path``; False where this one may only read."""
+    """True if a process holds the lock ``path``; False where this process lacks write permission."""
     if not path.exists():
         return False
     try:
@@ -59,12 +59,12 @@ def _take(path: Path, seconds: float) -> BaseFileLock:
     except OSError as error:
         if error.errno not in _NO_FLOCK:
             raise
-        error.__traceback__ = None  # filelock's frames refer to it: a circle that would outlive the lock and hold it
+        error.__traceback__ = None  # its frames hold the lock, in a reference cycle that would keep it held
     soft = path.with_name(f"{path.name}.soft")
     try:
         return _acquired(SoftFileLock(soft, seconds, thread_local=False))
     except Timeout:
-        # filelock finds out by itself only for a process of this machine, where the file system can swap two names.
+        # filelock detects a dead owner only on the same machine, on a file system that can exchange two names.
         raise LockedError(f"{_owner(path)} (if it is gone, delete {soft})") from None
 
 

@@ -1,4 +1,4 @@
-"""Reports a run: rows of ``metrics.jsonl``, their warnings, the progress line, TensorBoard and W&B as extra views."""
+"""Logging of a run: rows of ``metrics.jsonl``, the progress line, and TensorBoard or W&B as extra views."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from torchrl_reg.lab.run.progress import Progress
 from torchrl_reg.lab.run.settings import RunSettings
 from torchrl_reg.lab.seeds.workers import current_worker
 
-#: Attributes of a logger that a checkpoint holds as they are.
-_KEPT = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
+#: Attributes of a logger that are stored in a checkpoint.
+_STORED = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
 #: Episodes in ``return_last_100``.
 _WINDOW = 100
 
 
 class RunLogger:
-    """Accumulates means and returns between training rows and writes each row to all outputs.
+    """Accumulates means and returns between training rows and writes rows to all outputs.
 
-    A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row),
-    ``return_mean`` (over these, null if none), from the first finished episode on ``return_last_100`` (over the last
-    100 episodes of training, or as many as there are), the means of what :meth:`record` was given, ``fps``
-    and ``wall_seconds``.
+    A training row holds ``frames``, ``updates``, ``episodes`` (finished since the previous row), ``return_mean`` (over
+    these, null if none), ``return_last_100`` (over the last 100 training episodes, or fewer; absent before the first
+    one finishes), the means of the scalars passed to :meth:`record`, ``fps`` and ``wall_seconds``.
 
     Raises:
         UserError: the package of an extra logger is not installed.
@@ -53,7 +52,7 @@ class RunLogger:
         self._views: list[Logger] = []
         self._means = RunningMeans()
         self._returns: list[float] = []
-        self._recent: list[float] = []  # of the last episodes, across rows
+        self._recent: list[float] = []  # returns of the last episodes, across rows
         self._logged_at = self._evaluated_at = 0
         self._progress, self._seed = Progress(0, enabled=False), 0
         self._wall_before, self._wall_start = 0.0, time.perf_counter()
@@ -77,7 +76,7 @@ class RunLogger:
         self.say(f"{begins} row at {first:,} of {total_frames:,} frames")
 
     def advance(self, frames: int, returns: list[float]) -> None:
-        """Notes a batch of ``frames`` frames and the returns of the episodes that ended in it."""
+        """Adds a batch of ``frames`` frames and the returns of the episodes that ended in it."""
         self._returns.extend(returns)
         self._progress.frames[self._seed] += frames
 
@@ -86,10 +85,12 @@ class RunLogger:
         self.updates += 1
         self._means.add(scalars)
 
-    def train(self, frames: int, judge: Callable[[dict[str, Any]], dict[str, Any]] = lambda _: {}) -> dict[str, Any]:
+    def train(
+        self, frames: int, more_columns: Callable[[dict[str, Any]], dict[str, int]] = lambda _: {}
+    ) -> dict[str, Any]:
         """Writes a training row unless there is one at ``frames`` already; returns it, with any non-finite numbers.
 
-        ``judge(row)`` gives columns to add.
+        ``more_columns(row)`` gives columns to add.
         """
         if self._logged_at == frames:
             return {}
@@ -112,7 +113,7 @@ class RunLogger:
             "fps": (frames - then_frames) / max(now - then, 1e-9),
             "wall_seconds": self.wall_seconds(),
         }
-        row |= judge(row)
+        row |= more_columns(row)
         self.write(row)
         self._progress.train(row, self._seed)
         return row
@@ -142,12 +143,12 @@ class RunLogger:
                 warn(f"{lost} ({type(error).__name__}: {error}).")
 
     def say(self, text: str) -> None:
-        """Prints a line where progress is shown."""
+        """Prints a line above the progress bar."""
         if self._settings.progress:
             self._progress.say(text)
 
     def draw_curves(self) -> None:
-        """Draws ``curves.png``; if that fails, the run is done all the same."""
+        """Draws ``curves.png``; prints a line if that fails."""
         try:
             from torchrl_reg.lab.run.curves import draw_curves
 
@@ -162,7 +163,7 @@ class RunLogger:
         self._progress.end(self._seed)
 
     def restart(self, *, keep: bool = False) -> None:
-        """Drops every row: no checkpoint was found, so all frames are run again. ``keep``: beside, and says so."""
+        """Drops all rows, as a run without a checkpoint starts again; ``keep`` moves them to a file beside it."""
         if keep and (kept := self._metrics.keep_beside()) is not None:
             warn(
                 f"{self._path} has no checkpoint and starts again at frame 0; its earlier record is {kept.name} there."
@@ -170,29 +171,29 @@ class RunLogger:
         self._metrics.restart()
 
     def resume(self) -> None:
-        """Drops the rows past the checkpoint that was loaded.
+        """Drops the rows past the loaded checkpoint.
 
         Raises:
-            UserError: the rows up to that point are not those that were written.
+            UserError: the rows up to that point have changed.
         """
         self._metrics.continue_from(self._mark)
 
     def wall_seconds(self) -> float:
-        """Seconds this run has taken; earlier processes count up to their last checkpoint."""
+        """Seconds of this run; earlier processes count up to their last checkpoint."""
         return self._wall_before + time.perf_counter() - self._wall_start
 
     def cpu_seconds(self) -> float:
-        """This run's share of the processor time, alike for all seeds of a process; earlier processes as above."""
+        """Processor seconds of this run: an equal share for each seed of a process; earlier processes as above."""
         worker = current_worker()
         return self._cpu_before + (time.process_time() - self._cpu_start) / (1 if worker is None else worker.count)
 
     def state_dict(self) -> dict[str, Any]:
-        state = {name: getattr(self, name) for name in _KEPT}
+        state = {name: getattr(self, name) for name in _STORED}
         parts = {"means": self._means.state_dict(), "metrics": self._metrics.mark()}
         return {**state, **parts, "wall_seconds": self.wall_seconds(), "cpu_seconds": self.cpu_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name in _KEPT:
+        for name in _STORED:
             setattr(self, name, state[name])
         self._means.load_state_dict(state["means"])
         self._mark, self._wall_before = state["metrics"], state["wall_seconds"]

@@ -1,4 +1,4 @@
-"""Where a run was computed: code, versions, machine; and what differs between two starts of one run."""
+"""Provenance of a run (code, versions, machine), and differences between two starts of a run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _SLURM_VARIABLES = (
 
 
 def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
-    """One start of a run: when, by which code, on what.
+    """Time, code, versions and machine of a start of a run.
 
-    ``commit`` and ``uncommitted_changes`` are this package's, wherever it lies; ``user_code`` are those of the
-    repository around ``recipe`` (the class of the config), where that is another one.
+    ``commit`` and ``uncommitted_changes`` belong to this package; ``user_code`` holds those of the repository around
+    ``recipe`` (the class of the config), if it is another one.
     """
     return {
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -47,7 +47,7 @@ def provenance(device: torch.device, recipe: type) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's model, ``"AMD EPYC 9R45"``; what the system calls it where that is not known."""
+    """The processor's model, such as ``"AMD EPYC 9R45"``, or else its architecture."""
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         if found:
@@ -56,22 +56,22 @@ def processor() -> str:
 
 
 def compiled() -> bool:
-    """Whether ``torch.compile`` has compiled anything in this process: ``run.compile=null`` decides by itself."""
+    """True if ``torch.compile`` has compiled anything in this process; ``run.compile=null`` leaves it open."""
     utils = sys.modules.get("torch._dynamo.utils")  # imported by the first compilation
     counters = getattr(utils, "counters", {})
     return bool(counters.get("stats", {}).get("unique_graphs", 0))
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Differences of two starts that may change the numbers: ``"torch 2.11.0 before, 2.14.0 now"`` and so on."""
-    found, new = [], _telling(now)
-    for name, old in _telling(before).items():
+    """Differences of two starts that may change the numbers, such as ``"torch 2.11.0 before, 2.14.0 now"``."""
+    found, new = [], _compared_facts(now)
+    for name, old in _compared_facts(before).items():
         if old is not None and old != new[name]:
             found.append(f"{name} {old} before, {new[name]} now")
     return found
 
 
-def _telling(start: dict[str, Any]) -> dict[str, str | None]:
+def _compared_facts(start: dict[str, Any]) -> dict[str, str | None]:
     versions, users = (each if isinstance(each := start.get(name), dict) else {} for name in ("versions", "user_code"))
     return {
         "torch": versions.get("torch"),
@@ -85,16 +85,16 @@ def _telling(start: dict[str, Any]) -> dict[str, str | None]:
 
 
 def _code(recipe: type) -> dict[str, Any]:
-    """The commits of this package, wherever it lies, and of the user's repository around ``recipe``, if another."""
+    """The commits of this package and of the repository around ``recipe``, if it is another one."""
     here, file = Path(__file__), getattr(sys.modules.get(recipe.__module__), "__file__", None)
-    # Installed inside a user's repository, this file lies in it but does not belong to it.
+    # Installed inside a user's repository (.venv), this file is not tracked there.
     is_tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
     ours = _repository(here.parent) if is_tracked else None
-    theirs = _repository(Path(file).resolve().parent) if file else None  # none: pickled into a launcher's worker
-    # A sweep runs a copy of the code, which knows no git: its launcher says where the copy comes from.
-    told = os.environ.get("TORCHRL_REG_COMMIT", "")
-    commit, changes = (told.removesuffix("+"), told.endswith("+")) if told else (_installed_commit(), False)
-    if ours is not None and not told:
+    theirs = _repository(Path(file).resolve().parent) if file else None  # no file: pickled into a launcher's worker
+    # A sweep runs a copy of the code without .git; its launcher passes the commit.
+    given = os.environ.get("TORCHRL_REG_COMMIT", "")
+    commit, changes = (given.removesuffix("+"), given.endswith("+")) if given else (_installed_commit(), False)
+    if ours is not None and not given:
         commit, changes = ours["commit"], ours["uncommitted_changes"]
     users = None if ours and theirs and ours["repository"] == theirs["repository"] else theirs
     return {"commit": commit, "uncommitted_changes": changes, "user_code": users}
@@ -109,10 +109,10 @@ def _repository(folder: Path) -> dict[str, Any] | None:
 
 
 def _installed_commit() -> str | None:
-    """Of ``pip install git+https://...``, which leaves a note (PEP 610)."""
+    """The commit recorded by ``pip install git+https://...`` (PEP 610)."""
     try:
-        note = importlib.metadata.distribution("torchrl_reg").read_text("direct_url.json")
-        return json.loads(note or "{}").get("vcs_info", {}).get("commit_id")
+        origin = importlib.metadata.distribution("torchrl_reg").read_text("direct_url.json")
+        return json.loads(origin or "{}").get("vcs_info", {}).get("commit_id")
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
 
@@ -126,7 +126,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """The output of git in ``folder``; None where it says nothing, or fails."""
+    """The output of git in ``folder``; None if it is empty or git fails."""
     command = ["git", "-C", str(folder), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from tensordict import TensorDictBase
 from torch import Tensor
@@ -17,24 +17,26 @@ from torchrl.envs import EnvBase
 from torchrl_reg.collectors import OverlappedCollector
 from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
-from torchrl_reg.lab.run.base_run import Recorded
+from torchrl_reg.lab.run.base_run import BaseRun
 from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
 from torchrl_reg.lab.run.divergence import ValueWatch, warn
 from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
+from torchrl_reg.lab.run.settings import RecipeConfig
 from torchrl_reg.lab.run.stop import STOP, StopFrame
 from torchrl_reg.lab.run.streams import named_device, seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
 
+P = ParamSpec("P")
 T = TypeVar("T")
-#: Share of the targets' mass outside a categorical network's grid from which on a run warns.
-MOST_CLIPPED = 0.01
-#: Frames between checkpoints where ``run.checkpoint_every_frames`` is null, and the least seconds between two of them;
-#: where a checkpoint ends the episodes, so that the clock must not matter, only frames count.
+#: A run warns if a larger share of the targets' mass lies outside the grid of a categorical network.
+MAX_CLIPPED_MASS = 0.01
+#: Where ``run.checkpoint_every_frames`` is null: frames and minimum seconds between two checkpoints; and frames alone
+#: where a checkpoint ends the episodes, as with seconds the episodes would depend on the clock.
 CHECKPOINT_FRAMES, CHECKPOINT_SECONDS, ENDING_FRAMES = 10_000, 60.0, 50_000
 
 
-class Run(Recorded):
-    """Everything a method needs around its own code; see any recipe for the order of the calls.
+class Run(BaseRun):
+    """The folder, clock and record of a training run; any recipe shows the order of the calls.
 
     Args:
         config: a dataclass with a field ``run`` of type :class:`RunSettings`.
@@ -44,22 +46,22 @@ class Run(Recorded):
         path: the run folder.
         frames: environment frames collected so far, frame skip included.
         frames_per_step: frames per step of one environment.
-        device: where the networks belong.
-        compiled: whether updates are a compiled graph; rows then say so.
-        cudagraphs: whether updates are captured in CUDA graphs; the optimizer then needs ``capturable=True``.
+        device: device of the networks.
+        compiled: True if updates are a compiled graph, which is noted in rows.
+        cudagraphs: True if updates are captured in CUDA graphs, which needs an optimizer with ``capturable=True``.
 
     Raises:
         UserError: the folder belongs to another run, or a setting does not fit this machine.
     """
 
-    def __init__(self, config: Any, *, frames_per_step: int = 1) -> None:
+    def __init__(self, config: RecipeConfig, *, frames_per_step: int = 1) -> None:
         super().__init__(config, named_device(config.run.device))
         self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
         self.compiled = False
         self._before = 0  # the frames before the last batch
-        self._registered: list[tuple[int, Callable[[], Any]]] = []
+        self._registered: list[tuple[int, Callable[[], object]]] = []
         self._parts: dict[str, Any] = {}
         self._resumption: Resumption | None = None
         self._ahead: OverlappedCollector | None = None
@@ -67,7 +69,7 @@ class Run(Recorded):
         self._warned_of_clipping = False
         self._saved_at = time.monotonic()
         self._stop_frame = StopFrame()
-        for name in ("torchrl", "tensordict"):  # which log every buffer they allocate
+        for name in ("torchrl", "tensordict"):  # at INFO they log every buffer they allocate
             logging.getLogger(name).setLevel(logging.WARNING)
         seed_global_generators(stream_seed(self.settings.seed, "network"))
 
@@ -76,10 +78,10 @@ class Run(Recorded):
         """Updates recorded so far."""
         return self._logger.updates
 
-    # ------------------------------------------------------------ what a recipe builds with
+    # ------------------------------------------------------------ before the loop
 
     def evaluate_with(self, env: EnvBase, policies: Mapping[str, Evaluated]) -> None:
-        """Sets which policies are evaluated, in which environment, every ``run.evaluate_every_frames`` and at the end.
+        """Sets the policies to evaluate in ``env``, every ``run.evaluate_every_frames`` and at the end.
 
         ``{"greedy": actor, "sampled": (actor, ExplorationType.RANDOM)}`` gives ``return_greedy_mean``,
         ``return_sampled_mean`` and so on; see :func:`torchrl_reg.lab.evaluate`.
@@ -98,15 +100,15 @@ class Run(Recorded):
         parts: Mapping[str, Any] | None = None,
         track_trajectories: bool = False,
     ) -> Iterator[TensorDictBase]:
-        """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been seen.
+        """Yields batches ``[*env.batch_size, T]`` until ``total_frames`` frames have been collected.
 
-        Starts where the newest checkpoint left off. Between batches it logs, evaluates and checkpoints
-        as set by ``run.*_every_frames``. A checkpoint changes nothing unless the state of the environments
-        cannot be restored: then it ends their episodes, and the record counts them. Under :func:`recipe` a signal
-        is answered between two batches, with a checkpoint if that changes nothing.
+        Resumes from the newest checkpoint. Between batches it logs, evaluates and checkpoints as set by
+        ``run.*_every_frames``. Checkpoints do not affect the run unless the state of the environments cannot be
+        restored: then they end the episodes, and the record counts them. Under :func:`recipe` a signal stops the run
+        between two batches, with a checkpoint unless that would end episodes.
 
-        ``parts`` is what a checkpoint holds beside the run itself: all that learns, counts or anneals, by name
-        (:meth:`~torchrl_reg.lab.Learner.parts`), each with ``state_dict`` and ``load_state_dict``.
+        ``parts`` is the content of a checkpoint beside the run itself: everything that learns, counts or anneals, by
+        name (:meth:`~torchrl_reg.lab.Learner.parts`), each with ``state_dict`` and ``load_state_dict``.
 
         Raises:
             UserError: ``frames_per_batch`` does not fit the environments.
@@ -119,16 +121,22 @@ class Run(Recorded):
         if settings.video_every_frames is not None:
             self.every(settings.video_every_frames, self._evaluator.film_next)
         self.every(settings.evaluate_every_frames, self._evaluate)
-        # The collector itself resets the environments once, and running statistics remember that.
+        # Before the collector exists: it resets the environments, and running statistics include that reset.
         env.set_seed(stream_seed(self.settings.seed, "train_env", 0))
         replay = next((part for part in self._parts.values() if isinstance(part, TensorDictReplayBuffer)), None)
         storing_device = self.device if replay is None else replay.storage.device
-        made: dict[str, Any] = {"device": self.device, "storing_device": storing_device}
-        made |= {"frames_per_batch": frames_per_batch, "frames_per_step": self.frames_per_step}
-        made |= {"kind": self.settings.collector, "track_trajectories": track_trajectories}
 
         def make(acting: Policy) -> AnyCollector:
-            return make_collector(env, acting, **made)
+            return make_collector(
+                env,
+                acting,
+                frames_per_batch=frames_per_batch,
+                frames_per_step=self.frames_per_step,
+                device=self.device,
+                storing_device=storing_device,
+                track_trajectories=track_trajectories,
+                kind=settings.collector,
+            )
 
         ahead = None
         if self.settings.overlap:
@@ -143,7 +151,7 @@ class Run(Recorded):
         try:
             self._resumption.begin(self.frames, resumed)
             self._saved_at = time.monotonic()
-            STOP.words = partial(_way_on, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
+            STOP.words = partial(_stop_message, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
             with STOP.awaited(not self._resumption.ends_episodes):
                 yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
         finally:
@@ -151,21 +159,25 @@ class Run(Recorded):
             (ahead or collector).shutdown()
 
     def _loop(
-        self, batches: Iterator[Any], ahead: OverlappedCollector | None, total_frames: int, frames_per_batch: int
+        self,
+        batches: Iterator[TensorDictBase],
+        ahead: OverlappedCollector | None,
+        total_frames: int,
+        frames_per_batch: int,
     ) -> Iterator[TensorDictBase]:
         next_batch, resumption = self.guarded(partial(next, batches)), self._resumption
         assert resumption is not None
         if (worker := current_worker()) is not None:
             self._stop_frame = worker.shared("stop", StopFrame)
         while True:
-            # A batch that is being collected comes first: the environments stand still after it.
+            # Not while a batch is being collected: the state of the environments cannot be stored then.
             if self._stop_frame.is_reached(self.frames) and (ahead is None or ahead.stands_still):
                 self._stop()
             if self.frames >= total_frames:
                 return
             before, after = self.frames, self.frames + frames_per_batch
             is_last = after >= total_frames
-            # Known before the batch: the environments stand still after it, or their episodes end with it.
+            # Before the batch, since the collector must not run ahead of a checkpoint.
             checkpoint_due = not is_last and self._checkpoint_is_due(before, after)
             if ahead is not None:
                 ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
@@ -195,31 +207,31 @@ class Run(Recorded):
         def long_ago() -> bool:
             return time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
 
-        # Seeds wait for each other at a checkpoint, so what the first sees on the clock holds for all.
+        # Seeds wait for each other at a checkpoint, so they all use the first one's clock.
         worker = current_worker()
         return long_ago() if worker is None else worker.shared(f"checkpoint {after}", long_ago)
 
     def _stop(self) -> None:
-        """Writes a checkpoint, of all seeds, and raises what the signal asked for."""
+        """Writes a checkpoint of all seeds and raises the signal's exception."""
         resumption = self._resumption
         assert resumption is not None and STOP.asked is not None
         folder = resumption.checkpoints.folder
         if last_checkpoint(folder) < self.frames:
             resumption.save(self.frames)
         if last_checkpoint(folder) == self.frames > 0:
-            said = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
-            STOP.words = partial(str, said)
-        wait_for_all_seeds()  # the first that raises ends all
+            message = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
+            STOP.words = partial(str, message)
+        wait_for_all_seeds()  # the first one that raises ends all
         raise STOP.asked
 
-    def every(self, frames: int, call: Callable[[], Any]) -> None:
-        """Registers ``call()``, made after each batch that reaches a multiple of ``frames``, in that order."""
+    def every(self, frames: int, call: Callable[[], object]) -> None:
+        """Registers ``call``, to be called after each batch that reaches a multiple of ``frames``."""
         self._registered.append((frames, call))
 
     def due(self, every_frames: float, after_frames: int = 0) -> int:
-        """How often what is due every ``every_frames`` frames, from ``after_frames`` on, is due after this batch.
+        """The number of multiples of ``every_frames`` that this batch has passed, counted from ``after_frames``.
 
-        Remainders are carried over to the next batch, so the ratio is exact in the long run.
+        Remainders carry over to the next batch, so the ratio is exact in the long run.
         """
         before, now = (int(max(0, frames - after_frames) // every_frames) for frames in (self._before, self.frames))
         return now - before
@@ -229,7 +241,7 @@ class Run(Recorded):
         self._logger.record(scalars)
 
     def finish(self) -> Path:
-        """Last rows, last checkpoint, ``done.json``, curves; returns the run folder."""
+        """Writes the last rows and checkpoint, ``done.json`` and curves; returns the run folder."""
         assert self._resumption is not None, "collect() comes before finish()"
         with STOP.awaited(not self._resumption.ends_episodes):
             return self._finish(self._resumption)
@@ -243,7 +255,7 @@ class Run(Recorded):
         bad = {"diverged_frames": self._values.diverged_frames}
         self._close({**counts, **bad, "first_not_finite_frames": resumption.watch.first_bad_frames})
         STOP.words = None
-        self._logger.draw_curves()  # last, so that nobody waiting for the run waits for a plot
+        self._logger.draw_curves()  # last: the run counts as done without it
         return self.path
 
     # ------------------------------------------------------------ checkpoints
@@ -266,7 +278,7 @@ class Run(Recorded):
         compiled = {"compiled": True} if self.compiled else {}
         row = self._logger.train(self.frames, lambda row: compiled | self._values.check_divergence(row, self._gamma))
         self._check_finite(row)
-        if row.get("clipped_mass", 0) > MOST_CLIPPED and not self._warned_of_clipping:
+        if row.get("clipped_mass", 0) > MAX_CLIPPED_MASS and not self._warned_of_clipping:
             self._warned_of_clipping = True
             warn(
                 f"{row['clipped_mass']:.1%} of the targets' mass at frame {self.frames:,} lies outside the "
@@ -278,16 +290,16 @@ class Run(Recorded):
             self._resumption.is_finite(self.frames, row, can_go_on=can_go_on)
 
     def _evaluate(self) -> None:
-        """Evaluates what is finite, so that a good policy in the folder is never replaced by one that is not."""
+        """Evaluates the policies if they are finite: the last good policy must stay in the folder."""
         if self._ahead is not None:
             self._ahead.wait()
         self._check_finite({})
         self.guarded(self._evaluator.evaluate)(self.frames)
 
-    def guarded(self, call: Callable[..., T]) -> Callable[..., T]:
-        """``call``, whose errors are reported as divergence where what learns is not finite."""
+    def guarded(self, call: Callable[P, T]) -> Callable[P, T]:
+        """``call``, with its errors reported as divergence if trained tensors are not finite."""
 
-        def guarded(*args: Any, **kwargs: Any) -> T:
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
                 return call(*args, **kwargs)
             except (RuntimeError, ValueError):
@@ -313,7 +325,7 @@ class Run(Recorded):
 
 
 def finished_returns(batch: TensorDictBase) -> list[float]:
-    """Undiscounted returns of the episodes that end in ``batch``, in the order in which they end."""
+    """Undiscounted returns of the episodes that end in ``batch``, in the order of their ends."""
     done = fast_get(batch, ("next", "done"))
     if not done.any():
         return []
@@ -321,10 +333,10 @@ def finished_returns(batch: TensorDictBase) -> list[float]:
     return returns.movedim(time, 0)[done.movedim(time, 0)].tolist()
 
 
-def _way_on(checkpoints: Path, ends_episodes: bool) -> str:
-    """What is said of a run that stops where it stands; holds nothing of the run, whose lock would go with it."""
+def _stop_message(checkpoints: Path, ends_episodes: bool) -> str:
+    """The message of a run stopped without a checkpoint; a method of the run would keep its lock alive."""
     frames = last_checkpoint(checkpoints)
-    said = f"stopped; the same command continues from frame {frames:,}"
+    message = f"stopped; the same command continues from frame {frames:,}"
     if frames == 0:
-        said = "stopped before the first checkpoint; the same command starts again at frame 0"
-    return f"{said}, as a checkpoint in between would end all episodes" if ends_episodes else said
+        message = "stopped before the first checkpoint; the same command starts again at frame 0"
+    return f"{message}, as a checkpoint in between would end all episodes" if ends_episodes else message

@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, where it was computed, and the files it ended with."""
+"""The folder of a run: settings, provenance and the files of a finished run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.lab.errors import UserError
@@ -23,17 +23,18 @@ from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import is_done, with_targets
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire
 from torchrl_reg.lab.run.provenance import differences, provenance
+from torchrl_reg.lab.run.settings import RecipeConfig
 
-#: Settings that may differ when a run resumes: they change what is shown, or (device, threads) the last digits at most.
+#: Settings that may differ when a run resumes: they change only the output or (device, threads) the last digits.
 RESUMABLE = frozenset(
     {
         *("run.dir", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
         *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
     }
 )
-#: Differing settings named in one refusal.
-_SHOWN = 6
-#: The shell command that repeats this run, where the recipe knows better than ``sys.argv``.
+#: Differing settings named in an error.
+_NAMED = 6
+#: The shell command that repeats this run, where ``sys.argv`` does not.
 COMMAND: ContextVar[str | None] = ContextVar("command", default=None)
 
 
@@ -43,66 +44,65 @@ def command() -> str:
 
 
 class RunFolder:
-    """``path`` and the config that belongs in it.
+    """A run folder ``path`` and the config of its run.
 
     Args:
-        config: a recipe's config dataclass; ``config.run.dir`` names the folder.
+        config: a recipe's config; ``config.run.dir`` is the folder.
 
     Raises:
-        UserError: ``run.dir`` is not set, or the folder belongs to something else.
+        UserError: ``run.dir`` is not set, or the folder holds something else.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: RecipeConfig) -> None:
         if not config.run.dir:
             raise UserError("run.dir must be the folder of the run, got None.")
         self.path = Path(config.run.dir)
         self.config = config
-        with _one_sentence(self.path):
+        with _as_user_error(self.path):
             self._check_settings()
 
     @property
     def is_done(self) -> bool:
-        """True if the run in this folder came to its end."""
+        """True if the run in this folder has finished."""
         return is_done(self.path)
 
     def open(self, device: torch.device) -> None:
-        """Makes the folder with its ``config.yaml``, or opens that of the same run, and locks it.
+        """Locks the folder; a new one is created, with its ``config.yaml``.
 
-        Called once all of the recipe's objects could be built, so that a config that cannot run
-        leaves no folder behind.
+        Called after the recipe has built its objects, so that a config that cannot run leaves no folder behind.
         """
-        with _one_sentence(self.path):
+        with _as_user_error(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = acquire(self.path / LOCK)
             self._write_start(device)
 
     def _write_start(self, device: torch.device) -> None:
-        # The first file: any folder with something in it has a config, whenever the run was killed.
+        # The first file, so that the folder of a run killed at any time has a config.
         if not (self.path / "config.yaml").exists():
-            resolved = _plain(self.config)
-            resolved.run.device = str(device)  # what "auto" turned out to be
+            resolved = _as_dict_config(self.config)
+            resolved.run.device = str(device)  # resolves "auto"
             write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(resolved))
         write_atomically(self.path / "command.txt", command() + "\n")
-        (self.path / FAILED).unlink(missing_ok=True)  # of the start before this one
+        (self.path / FAILED).unlink(missing_ok=True)  # from an earlier start
         starts = self._earlier_starts()
         starts.append(provenance(device, type(self.config)))
         write_atomically(self.path / "provenance.json", json.dumps({"starts": starts}, indent=2) + "\n")
         resumes = len(starts) > 1 and any(self.path.glob("checkpoints/checkpoint-*"))
         if resumes and (changed := differences(starts[-2], starts[-1])):
-            elsewhere = f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from"
-            print(elsewhere, "those of a run that was never interrupted.", file=sys.stderr, flush=True)
+            warning = f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from"
+            print(warning, "those of a run that was never interrupted.", file=sys.stderr, flush=True)
 
-    def close(self, done: dict[str, Any]) -> None:
-        """Writes ``done.json``, the last file of a run, and releases the folder."""
+    def close(self, done: dict[str, object]) -> None:
+        """Writes ``done.json``, the last file of a run, and releases the lock."""
         checkpoints = sorted(self.path.glob("checkpoints/checkpoint-*"))
         names = ["metrics.jsonl", "policy.safetensors", *(f"checkpoints/{path.name}" for path in checkpoints)]
         done = {**done, "files": [name for name in names if (self.path / name).exists()]}
         write_atomically(self.path / "done.json", json.dumps(done, indent=2) + "\n")
-        (self.path / LOCK).unlink(missing_ok=True)  # while it is held, so that it is not another process's
+        (self.path / LOCK).unlink(missing_ok=True)  # before the release: later it may be another process's
         self._lock.release()
 
     def check_done(self) -> None:
-        """Raises ``UserError`` if files are gone that the run had when it finished."""
+        """Raises ``UserError`` if files of the finished run are missing."""
         try:
             files = json.loads((self.path / "done.json").read_text(encoding="utf-8")).get("files", [])
         except (ValueError, AttributeError):
@@ -128,7 +128,7 @@ class RunFolder:
         saved = self.path / "config.yaml"
         if saved.exists():
             there = with_targets(_flat(_saved_config(saved)))
-            _refuse_other_config(self.path, there, _flat(_plain(self.config)))
+            _refuse_other_config(self.path, there, _flat(_as_dict_config(self.config)))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:
@@ -141,8 +141,8 @@ class RunFolder:
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
-    """Reports a folder that is locked, or cannot be read or written, as an error the user can fix."""
+def _as_user_error(path: Path) -> Iterator[None]:
+    """Turns errors about a locked, unreadable or read-only folder into ``UserError``."""
     try:
         yield
     except LockedError as owner:
@@ -152,13 +152,13 @@ def _one_sentence(path: Path) -> Iterator[None]:
         raise UserError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
 
 
-def _saved_config(path: Path) -> Any:
+def _saved_config(path: Path) -> DictConfig:
     try:
-        # None of ours has an alias, and a few lines of them would unfold to gigabytes.
+        # A run writes no aliases, and a few lines of them can expand to gigabytes.
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"))):
             raise ValueError("it holds YAML aliases")
         saved = OmegaConf.load(path)
-        if not OmegaConf.is_dict(saved) or not saved:
+        if not isinstance(saved, DictConfig) or not saved:
             raise ValueError("no settings in it")
         OmegaConf.to_container(saved, resolve=True)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
@@ -167,14 +167,14 @@ def _saved_config(path: Path) -> Any:
     return saved
 
 
-def _plain(config: Any) -> Any:
-    # asdict, because the type hints of a class that was pickled by value (a recipe's, in a worker
-    # of a launcher) cannot be resolved, and OmegaConf.structured would try.
-    return config if OmegaConf.is_config(config) else OmegaConf.create(dataclasses.asdict(config))
+def _as_dict_config(config: RecipeConfig | DictConfig) -> DictConfig:
+    # OmegaConf.structured fails on a class that was pickled by value (a recipe's, in a launcher's worker): it resolves
+    # the type hints, which cannot be resolved there.
+    return config if isinstance(config, DictConfig) else OmegaConf.create(dataclasses.asdict(config))
 
 
-def _flat(node: Any, name: str = "") -> dict[str, Any]:
-    """``{"algo.tau": 0.03, ...}`` without those that may differ."""
+def _flat(node: object, name: str = "") -> dict[str, Any]:
+    """``{"algo.tau": 0.03, ...}`` without :data:`RESUMABLE` settings."""
     if not name:
         node = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     if not isinstance(node, dict) or (name and not node):
@@ -183,13 +183,16 @@ def _flat(node: Any, name: str = "") -> dict[str, Any]:
     return {key: value for part in below for key, value in part.items()}
 
 
-def _refuse_other_config(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+def _refuse_other_config(path: Path, there: dict[str, object], here: dict[str, object]) -> None:
     different = [
         f"{key}: {there.get(key, 'absent')} there, {here.get(key, 'absent')} here"
         for key in sorted(there.keys() | here.keys())
         if there.get(key, "absent") != here.get(key, "absent")
     ]
     if different:
-        shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else [])]
+        shown = [
+            *different[:_NAMED],
+            *([f"and {len(different) - _NAMED} more"] if len(different) > _NAMED else []),
+        ]
         advice = "choose another run.dir, or the same settings to resume it."
         raise UserError(f"run.dir={path} belongs to a run with other settings ({'; '.join(shown)}); {advice}")

@@ -1,4 +1,4 @@
-"""A signal asks the runs of this process to stop; they do between two batches, once they have written a checkpoint."""
+"""Stopping the runs of this process on a signal: between two batches, after a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """What a signal has asked for, and what the runs of this process make of it.
+    """The pending signal, and the loops that handle it.
 
     Attributes:
-        asked: the exception for the signal that came first; None so far.
-        waiting: loops that will stop by themselves; without one a signal stops the process where it stands.
-        words: says from where the same command would go on; None before a run begins and once it has ended.
+        asked: the exception of the first signal; None until one arrives.
+        waiting: loops that stop by themselves; without one a signal stops the process at once.
+        words: gives the message on where the same command resumes; None outside a run.
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Stop:
 
     @contextmanager
     def awaited(self, awaits: bool = True) -> Iterator[None]:
-        """Inside, the first signal only sets ``asked``, if the caller ``awaits`` it."""
+        """Inside the context, the first signal only sets ``asked``, if ``awaits``."""
         loop = object()
         self.waiting |= {loop} if awaits else set()
         try:
@@ -35,13 +35,13 @@ STOP = Stop()
 
 
 class StopFrame:
-    """The frame at which the seeds of a process stop: all pass the same frames, but not at the same instant."""
+    """The frame at which all seeds of a process stop; they pass the same frames, but not at the same time."""
 
     def __init__(self) -> None:
         self._passed, self._frames = -1, -1
 
     def is_reached(self, frames: int) -> bool:
-        """True from the first frame on that no seed had passed when the signal came."""
+        """True from the first frame that no seed had passed when the signal arrived."""
         if self._frames < 0 and STOP.asked is None:
             self._passed = max(self._passed, frames)
         elif self._frames < 0 and frames > self._passed:

@@ -1,4 +1,4 @@
-"""Named random streams of one seed, and the device a setting names."""
+"""Named random streams of a seed, and the device named by a setting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from torchrl_reg.lab.errors import UserError, require
 
-# Vectorized environments seed their i-th member with seed + i and ALE takes 31 bits.
+# Vectorized environments seed their i-th member with seed + i, and ALE accepts 31 bits.
 _SEEDS = 2**31 - 2**16
 
 
@@ -37,7 +37,7 @@ def seed_global_generators(seed: int) -> None:
 
 @contextmanager
 def forked_generators(seed: int) -> Iterator[None]:
-    """Runs its body on generators seeded with ``seed``, then restores the ones that were there."""
+    """Seeds the global generators with ``seed`` inside the context and restores them after it."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):
@@ -57,7 +57,7 @@ def named_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    # torch names more devices, some without numbers (meta).
+    # torch accepts more names; tensors of some (meta) hold no numbers.
     require(bool(re.fullmatch(r"cpu|cuda(:\d+)?", name)), "run.device", "auto, cpu, cuda or cuda:<n>", name)
     kind, _, index = name.partition(":")
     count = torch.cuda.device_count()
@@ -69,10 +69,9 @@ def named_device(name: str) -> torch.device:
 
 
 def set_up_cpu(threads: int) -> None:
-    """Has PyTorch use ``threads`` threads, and take subnormal numbers for zero in the calling one.
+    """Sets the number of PyTorch's threads, and flushes subnormal numbers to zero in the calling thread.
 
-    Adam's moments of units that are off decay into subnormal numbers and stay there; a processor takes ten times as
-    long for those, and a step of Adam with it.
+    Adam's moments of inactive units decay to subnormal numbers, which slow its step down by a factor of ten.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

@@ -10,10 +10,11 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
+T = TypeVar("T")
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
@@ -23,7 +24,7 @@ _FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A browser, where there is one on PATH."""
+    """A browser; skips without one on PATH."""
     pytest.importorskip("websockets")
     command = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if command is None:
@@ -33,7 +34,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 class Browser:
-    """One tab; ``requests`` are the addresses it asked for, ``problems`` what it logged or threw."""
+    """A tab; ``requests`` are the addresses it requested, ``problems`` its warnings and errors."""
 
     def __init__(self, command: str, profile: Path, stack: ExitStack) -> None:
         from websockets.sync.client import connect
@@ -44,13 +45,13 @@ class Browser:
         self.requests: list[str] = []
         self.problems: list[str] = []
         self._count = 0
-        address = waited_for(lambda: page_address(profile))
+        address = wait_for(lambda: page_address(profile))
         self._socket = stack.enter_context(connect(address, max_size=None, proxy=None))
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The answer to one command; events on the way are noted."""
+        """Sends a command and returns its result; handles the events before it."""
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": parameters}))
         while True:
@@ -61,15 +62,15 @@ class Browser:
             self._note(message)
 
     def open(self, path: Path, *, width: int = 1200, dark: bool = False) -> None:
-        """Loads a file and waits until it is there."""
+        """Loads a file and waits until it is complete."""
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.resolve().as_uri())
-        waited_for(lambda: self.evaluate("document.readyState + location.protocol") == "completefile:")
+        wait_for(lambda: self.evaluate("document.readyState + location.protocol") == "completefile:")
         time.sleep(0.3)
-        self.evaluate("0")  # events that came meanwhile
+        self.evaluate("0")  # handles pending events
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -83,28 +84,28 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def _note(self, event: dict[str, Any]) -> None:
-        method, said = event.get("method"), event.get("params", {})
+        method, params = event.get("method"), event.get("params", {})
         if method == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
+            self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
-            self.problems.append(str(said["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning", "assert"):
-            self.problems.append(str(said["args"]))
-        elif method == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.problems.append(said["entry"]["text"])
+            self.problems.append(str(params["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+            self.problems.append(str(params["args"]))
+        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.problems.append(params["entry"]["text"])
 
 
-def waited_for(look: Callable[[], Any]) -> Any:
-    """The result of ``look`` as soon as there is one, within a minute."""
+def wait_for(look: Callable[[], T]) -> T:
+    """Calls ``look`` until it returns a true value, for up to a minute."""
     deadline = time.monotonic() + 60
     while not (found := look()):
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "timed out after a minute"
         time.sleep(0.05)
     return found
 
 
 def page_address(profile: Path) -> str | None:
-    """Where the browser's first tab listens, once it does."""
+    """The debugging address of the browser's first tab; None before it listens."""
     file = profile / "DevToolsActivePort"
     if not file.exists() or "\n" not in (text := file.read_text()):
         return None

@@ -1,4 +1,4 @@
-"""A sweep as one HTML file that needs nothing but a browser: ``torchrl-reg report``."""
+"""Reports on sweeps as self-contained HTML files: ``torchrl-reg report``."""
 
 from torchrl_reg.lab.analysis.report.sections import report_html
 from torchrl_reg.lab.analysis.report.sweep import Sweep, read_sweep

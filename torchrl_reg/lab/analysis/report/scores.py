@@ -1,4 +1,4 @@
-"""The numbers of a report: scores, curves, profiles, and how the score responds to settings."""
+"""The numbers of a report: scores, curves, profiles, and responses of the score to settings."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from torchrl_reg.lab.analysis.tables import differences
 
 #: Heading of the column over all environments.
 ALL = "all, scaled IQM"
-#: With more environments than this, and than methods, they are the rows; with more methods these are sorted.
-_MOST_COLUMNS, _MOST_UNSORTED = 6, 8
+#: With more environments than this, and than methods, the environments are the rows.
+_MAX_COLUMNS = 6
+#: With more methods than this, they are sorted by rank.
+_MAX_UNSORTED = 8
 _RESAMPLES = 2_000
-#: Points of a curve; more would only make the file larger.
+#: Maximum points of a curve, to keep the file small.
 _CURVE_POINTS, _DIAGNOSTIC_POINTS = 200, 120
 _NOT_DIAGNOSTICS = frozenset(
     {"event", "frames", "updates", "episodes", "fps", "wall_seconds", "eval_seconds", "diverged_frames"}
@@ -34,7 +36,7 @@ _FIRST = ("return_mean", "loss", "entropy", "kl", "action_gap", "bonus", "bonus_
 
 
 def learning_curve(group: Group, column: str, series: int) -> Line | None:
-    """Mean over the seeds as far as all of them got, with intervals, and dashed beyond; None without evaluations."""
+    """Mean over seeds with intervals up to the shortest seed, and a continuation beyond; None without evaluations."""
     curves = [curve for run in group.runs if len((curve := run.evaluations(column))[0])]
     if not curves:
         return None
@@ -49,7 +51,7 @@ def learning_curve(group: Group, column: str, series: int) -> Line | None:
 
 
 def ranked(sweep: Sweep) -> list[str]:
-    """Methods from the best down, by mean rank of their last evaluations over the environments."""
+    """Methods from best to worst, by mean rank of their last evaluations over the environments."""
     orders = []
     for env in sweep.envs:
         ends = {
@@ -62,7 +64,7 @@ def ranked(sweep: Sweep) -> list[str]:
 
 
 def diagnostic_names(groups: Iterable[Group]) -> list[str]:
-    """Columns of the training rows that move, returns and losses first."""
+    """Training columns that are not constant, returns and losses first."""
     runs = [run for group in groups for run in group.runs]
     there = dict.fromkeys(name for run in runs for name in run.names("train") if len(run.training(name)[1]))
     names = [name for name in there if name not in _NOT_DIAGNOSTICS]
@@ -72,16 +74,16 @@ def diagnostic_names(groups: Iterable[Group]) -> list[str]:
 
 
 def diagnostic_line(group: Group, name: str, series: int) -> Line | None:
-    """Mean of a training column over the seeds that got there."""
+    """Mean of a training column over the seeds that reached each frame."""
     curves = [curve for run in group.runs if len((curve := run.training(name))[0])]
     return Line(group.method, series, *_averaged(*mean_curve(curves), _DIAGNOSTIC_POINTS)) if curves else None
 
 
 def compared(sweep: Sweep) -> tuple[str, dict[str, list[Array]]]:
-    """A scale, and on it by method the final scores on every environment where any method has some.
+    """A scale, and by method the final scores on it, for environments with any scores.
 
     0 is a random policy and 1 a human (Atari) or SAC (MuJoCo); elsewhere 0 is the worst finished run of an environment
-    and 1 its best. Nothing where fewer than two environments or methods would be compared.
+    and 1 its best. Empty if there are fewer than two environments or methods to compare.
     """
     envs = {each.group.env for each in sweep.scores if len(each.values)}
     scale = scale_of(sorted(envs)) if envs else "none"
@@ -92,14 +94,14 @@ def compared(sweep: Sweep) -> tuple[str, dict[str, list[Array]]]:
 
 
 def profiles(sweep: Sweep, points: int = 301) -> tuple[list[Line], float]:
-    """Share of runs above each score on the scale of :func:`compared`, and the share of runs right of the profile."""
+    """Share of runs above each score on the scale of :func:`compared`, and the share above the last one."""
     scale, found = compared(sweep)
     lines, beyond = profile_lines(found, scale, resamples=_RESAMPLES, points=points)
     return [replace(line, series=sweep.methods.index(line.label)) for line in lines], beyond
 
 
 def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Array]:
-    """At most ``count`` points: means of runs of neighbours of ``y [E, ...]``, each at the last of its places."""
+    """``x`` and ``y [E, ...]`` reduced to ``count`` points: means of neighbours, each at its last ``x``."""
     if len(x) <= count:
         return x, y
     starts = np.linspace(0, len(x), count + 1).astype(int)[:-1]
@@ -108,48 +110,48 @@ def _averaged(x: NDArray[Any], y: Array, count: int) -> tuple[NDArray[Any], Arra
     return x[starts + sizes - 1], means
 
 
-def summary_table(sweep: Sweep) -> dict[str, Any]:
-    """Final scores with intervals, numbers of seeds and commits; many methods from the best mean rank down.
+def summary_table(sweep: Sweep) -> dict[str, object]:
+    """Final scores with intervals, numbers of seeds and commits; many methods are sorted by mean rank.
 
-    For the template: ``columns`` of cells by method; by method its place among them (``series``), finished ``seeds``
-    and ``commits``; and ``tall``, whether the page swaps rows and columns.
+    For the template: ``columns`` of cells by method; by method its index (``series``), finished ``seeds`` and
+    ``commits``; and ``tall``, True if the page swaps rows and columns.
     """
     over_all = compared(sweep)[1]
     columns = {ALL: over_all} if over_all else {}
     for env in sweep.envs:
         columns[env] = {each.group.method: [each.values] for each in sweep.scores if each.group.env == env}
-    methods = ranked(sweep) if len(sweep.methods) > _MOST_UNSORTED else sweep.methods
+    methods = ranked(sweep) if len(sweep.methods) > _MAX_UNSORTED else sweep.methods
     groups = {method: [group for group in sweep.groups if group.method == method] for method in methods}
     return {
         "columns": {env: _cells(runs, env) for env, runs in columns.items()},
         "series": {method: sweep.methods.index(method) for method in methods},
         "seeds": {method: _seeds(method, sweep) for method in methods},
         "commits": {m: dict.fromkeys(commit for group in of for commit in group.commits) for m, of in groups.items()},
-        "tall": len(columns) > max(_MOST_COLUMNS, len(methods)),
+        "tall": len(columns) > max(_MAX_COLUMNS, len(methods)),
     }
 
 
-def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, Any] | str]:
-    """By method its score, whether of ``several`` runs and the ``best``, and a ``bar``; or ``"unfinished"``.
+def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, object] | str]:
+    """By method, ``score``, ``several`` (has an interval), ``best`` and ``bar``; or ``"unfinished"``.
 
-    A best score is the highest where it differs from all others at 5% (Holm); over all environments, where its
-    interval lies above all others. A bar is low, high and value in percent of the column's span.
+    The best score is the highest if it differs from all others at 5% (Holm); over all environments, if its interval
+    lies above all others. A bar is low, high and value in percent of the column's range.
     """
     estimator = statistics.interquartile_mean if name == ALL else statistics.mean
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
-    found: dict[str, dict[str, Any] | str] = dict.fromkeys(column, "unfinished")
+    found: dict[str, dict[str, object] | str] = dict.fromkeys(column, "unfinished")
     top = max(there, key=lambda method: there[method].value, default=None)
     for method, score in there.items():
-        best = method == top and _stands_out(method, {m: column[m] for m in there}, there, name)
+        best = method == top and _is_best(method, {m: column[m] for m in there}, there, name)
         ends = ((end - low) / (high - low) * 100 for end in (score.low, score.high, score.value)) if high > low else ()
         found[method] = {"score": score, "several": not score.is_flat, "best": best, "bar": tuple(ends)}
     return found
 
 
-def _stands_out(method: str, column: Mapping[str, list[Array]], scores: Mapping[str, Estimate], name: str) -> bool:
-    """Whether the highest score differs from all others."""
+def _is_best(method: str, column: Mapping[str, list[Array]], scores: Mapping[str, Estimate], name: str) -> bool:
+    """True if the highest score, of ``method``, differs from all others."""
     others = [other for other in column if other != method]
     if name == ALL:
         flat = any(score.is_flat for score in scores.values())
@@ -159,37 +161,37 @@ def _stands_out(method: str, column: Mapping[str, list[Array]], scores: Mapping[
 
 
 def _seeds(method: str, sweep: Sweep) -> list[tuple[str, str]]:
-    """Finished of all, per environment where a few environments differ."""
+    """Numbers of finished and all runs; per environment if these differ on a few environments."""
     scores = [each for each in sweep.scores if each.group.method == method]
     counts = [(len(each.values), len(each.group.runs)) for each in scores]
     texts = [str(total) if done == total else f"{done} of {total}" for done, total in counts]
     if len(set(texts)) == 1:
         return [(texts[0], "")]
-    if len(scores) > _MOST_COLUMNS:
+    if len(scores) > _MAX_COLUMNS:
         return [(f"{sum(done for done, _ in counts)} of {sum(total for _, total in counts)}", "runs")]
     return [(text, each.group.env) for text, each in zip(texts, scores, strict=True)]
 
 
-#: With more lines than these, the mean over all of them is drawn instead.
-_MOST_LINES = 6
+#: With more lines than this, their mean is drawn instead.
+_MAX_LINES = 6
 _RESPONSE_RESAMPLES = 2_000
-#: By the recipe and every setting but those looked at, with the values: scores at places among the values of those.
+#: Keys: a recipe and its other settings. Values: scores by index among the values of the studied settings.
 Families = dict[tuple[Any, ...], dict[tuple[int, ...], list[float]]]
 Scored = list[tuple[Group, list[float]]]
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Mean score of one recipe over two settings on one environment; a cell is None where no run is finished.
+    """Mean score of a recipe over two settings on one environment; a cell without a finished run is None.
 
     Args:
-        recipe: whose runs.
+        recipe: the recipe.
         rows, columns: the settings.
         env: the environment.
-        row_values, column_values: those they take, ascending.
-        cells: means over the runs of the combinations of the other settings that every filled cell has.
-        counts: numbers of these runs.
-        note: which combinations were left out; empty for none.
+        row_values, column_values: values of the settings, ascending.
+        cells: means over the combinations of other settings that all filled cells have.
+        counts: numbers of runs in the means.
+        note: the combinations left out; empty if none.
     """
 
     recipe: str
@@ -203,16 +205,16 @@ class HeatMap:
     note: str = ""
 
     def share(self, value: float) -> float:
-        """Where ``value`` stands between the least and the largest cell, in [0, 1]."""
+        """The position of ``value`` between the smallest and the largest cell, in [0, 1]."""
         values = [value for row in self.cells for value in row if value is not None]
         low, high = min(values), max(values)
         return (value - low) / (high - low) if high > low else 0.5
 
 
 def responses(groups: Sequence[Group], column: str) -> list[Chart]:
-    """Score against every numeric setting of which groups on one environment, otherwise equal, have several values.
+    """Charts of the score over each numeric setting that varies between otherwise equal groups of an environment.
 
-    One line per combination of everything else, or one over all.
+    A line per combination of all other settings, or one for their mean.
     """
     found = []
     for env in dict.fromkeys(group.env for group in groups):
@@ -224,7 +226,7 @@ def responses(groups: Sequence[Group], column: str) -> list[Chart]:
 
 
 def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
-    """One for every recipe and pair of its numeric settings crossed with each other, at least 2 x 2 and 3/4 full."""
+    """Heat maps of each recipe and pair of crossed numeric settings, at least 2 x 2 and 3/4 full."""
     found = []
     for env, recipe in dict.fromkeys((group.env, group.recipe) for group in groups):
         scored = _scored([group for group in groups if (group.env, group.recipe) == (env, recipe)], column)
@@ -234,7 +236,7 @@ def heat_maps(groups: Sequence[Group], column: str) -> list[HeatMap]:
 
 
 def _scored(groups: Sequence[Group], column: str) -> Scored:
-    """The groups with finished runs, and the scores of these."""
+    """The groups with finished runs, and their scores."""
     scores = [(group, scores_of(group, "final", column).values.tolist()) for group in groups]
     return [(group, values) for group, values in scores if values]
 
@@ -244,8 +246,8 @@ def _numeric_settings(groups: Sequence[Group]) -> list[str]:
     return [name for name in names if len(_values(groups, name)) > 1 and not name.startswith("run.")]
 
 
-def _values(groups: Sequence[Group], setting: str) -> list[Any]:
-    """Numbers of ``setting`` ascending, then null; none where it takes anything else."""
+def _values(groups: Sequence[Group], setting: str) -> list[float | None]:
+    """Values of ``setting``, ascending, then None; empty if some are not numbers."""
     values = [group.settings[setting] for group in groups if setting in group.settings]
     if not all(is_number(value) or value is None for value in values):
         return []
@@ -253,8 +255,8 @@ def _values(groups: Sequence[Group], setting: str) -> list[Any]:
     return [*numbers, *([None] if None in values and numbers else [])]
 
 
-def _families(settings: Sequence[str], scored: Scored) -> tuple[list[list[Any]], Families]:
-    """The values of the ``settings``, and by everything else the scores at places among these."""
+def _families(settings: Sequence[str], scored: Scored) -> tuple[list[list[float | None]], Families]:
+    """The values of ``settings``, and the scores by their index, per combination of all other settings."""
     having = [(group, scores) for group, scores in scored if all(name in group.settings for name in settings)]
     values = [_values([group for group, _ in having], name) for name in settings]
     families: Families = {}
@@ -271,14 +273,14 @@ def _response(setting: str, env: str, scored: Scored) -> Chart | None:
     families = {key: sorted((at, scores) for (at,), scores in of.items()) for key, of in found.items() if len(of) > 1}
     if not families:
         return None
-    if len(families) > _MOST_LINES:
-        # Only those with every value: else a value's mean would say which settings it was tried with.
-        whole = [points for points in families.values() if len(points) == len(values)]
-        if not whole:
+    if len(families) > _MAX_LINES:
+        # Only combinations with all values: else means of values would be over different settings.
+        complete = [points for points in families.values() if len(points) == len(values)]
+        if not complete:
             return None
-        lines = [_line("mean over all other settings", 0, whole)]
-        short = f" ({len(whole)} of {len(families)}: those with all values)" if len(whole) < len(families) else ""
-        note = f"over {len(whole)} combinations of the other settings{short}"
+        lines = [_line("mean over all other settings", 0, complete)]
+        short = f" ({len(complete)} of {len(families)}: those with all values)" if len(complete) < len(families) else ""
+        note = f"over {len(complete)} combinations of the other settings{short}"
     else:
         named = _names(list(families))
         items = zip(named, families.values(), strict=True)
@@ -288,7 +290,7 @@ def _response(setting: str, env: str, scored: Scored) -> Chart | None:
 
 
 def _names(keys: list[tuple[Any, ...]]) -> list[str]:
-    """The recipe, and the settings that differ between the combinations."""
+    """Names of combinations: the recipe and the settings that differ."""
     rests = [dict(key[1:]) for key in keys]
     names = dict.fromkeys(name for rest in rests for name in rest)
     differing = [name for name in names if len({rest.get(name) for rest in rests}) > 1]
@@ -299,7 +301,7 @@ def _names(keys: list[tuple[Any, ...]]) -> list[str]:
 
 
 def _line(label: str, series: int, families: Sequence[Sequence[tuple[int, list[float]]]]) -> Line:
-    """The mean over families at the places they share, each weighing the same, with the interval over runs in each."""
+    """The mean over families, equally weighted, with its interval over runs, at the indices they share."""
     places = [place for place, _ in families[0]]
     runs = [[points[i][1] for points in families] for i in range(len(places))]
     found = [stratified_estimate(each, mean, resamples=_RESPONSE_RESAMPLES) for each in runs]

@@ -1,10 +1,9 @@
-"""The page of a report, section by section."""
+"""The HTML of a report and its sections."""
 
 from __future__ import annotations
 
 from functools import cache, partial
 from itertools import chain
-from typing import Any
 
 import jinja2
 import yaml
@@ -22,24 +21,24 @@ from torchrl_reg.lab.analysis.scores import scale_of
 from torchrl_reg.lab.analysis.tables import unscored_note
 
 
-def filled(template: str, **context: Any) -> Markup:
-    """``template`` with ``context`` in it; text is escaped, what is HTML already is marked as such."""
+def render(template: str, **context: object) -> Markup:
+    """``template`` with ``context``; text is escaped, :class:`Markup` is not."""
     return Markup(_environment().get_template(template).render(context))
 
 
 def series_class(series: int) -> str:
-    """Colour and, from the second round of colours on, dashes of a series."""
+    """CSS classes of a series: its colour, and dashes once the colours repeat."""
     dashes = f" d{min(series // len(LIGHT), 3)}" if series >= len(LIGHT) else ""
     return f"s{series % len(LIGHT)}{dashes}"
 
 
 def svg(chart: Chart) -> Markup:
-    """``chart`` as a figure of the page."""
-    return filled("chart.html", chart=chart, **drawing(chart))
+    """``chart`` as an HTML figure."""
+    return render("chart.html", chart=chart, **drawing(chart))
 
 
 @cache
-def _environment() -> Any:
+def _environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("torchrl_reg.lab.analysis.report", "")
     found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -50,17 +49,17 @@ def _environment() -> Any:
     return found
 
 
-#: With more methods than these, the legend starts with the best few on.
-_MOST_SHOWN = 8
+#: Methods shown at first; the legend toggles the others.
+_MAX_SHOWN = 8
 
 
 def report_html(sweep: Sweep) -> str:
-    """The whole report on ``sweep``: one HTML text that loads nothing."""
-    best = scores.ranked(sweep)[:_MOST_SHOWN]
+    """The report on ``sweep`` as one HTML page that loads no other files."""
+    best = scores.ranked(sweep)[:_MAX_SHOWN]
     scale, comparison = scores.compared(sweep)
     lines, beyond = scores.profiles(sweep)
     score_name = f"{sweep.column.removeprefix('return_').removesuffix('_mean')} return"
-    return filled(
+    return render(
         "report.html",
         sweep=sweep,
         score_name=score_name,
@@ -86,7 +85,7 @@ def report_html(sweep: Sweep) -> str:
 
 
 def _warnings(sweep: Sweep) -> list[str]:
-    """Caveats to the numbers."""
+    """Caveats about the numbers."""
     commits, unfinished = sweep.commits, len(sweep.in_state("unfinished"))
     endless = [sweep.shown_path(run) for run in sweep.in_state("done") if run.ends_without(sweep.column)]
     frames = {sweep.shown_path(run): run.diverged_frames for run in sweep.runs}
@@ -114,7 +113,7 @@ def _curves(sweep: Sweep, env: str, note: str) -> Chart | None:
 
 
 def _diagnostics(sweep: Sweep, env: str) -> list[Chart | None]:
-    """What the losses report beside the training return, as small multiples."""
+    """Small charts of the training return and the diagnostics of losses."""
     groups, charts = sweep.of_env(env), []
     for name in scores.diagnostic_names(groups):
         lines = [scores.diagnostic_line(group, name, sweep.methods.index(group.method)) for group in groups]
@@ -126,9 +125,9 @@ def _diagnostics(sweep: Sweep, env: str) -> list[Chart | None]:
 def _facts(sweep: Sweep) -> dict[str, list[str]]:
     """Commits, hosts, devices, versions and times of the starts of all runs."""
     starts = [start for run in sweep.runs for start in run.starts]
-    said = [{"hosts": s.get("host"), "devices": s.get("device"), **(s.get("versions") or {})} for s in starts]
-    facts: dict[str, list[Any]] = {"commits": sweep.commits}
-    facts |= {str(name): [each.get(name) for each in said] for name in dict.fromkeys(chain(*said))}
+    machines = [{"hosts": s.get("host"), "devices": s.get("device"), **(s.get("versions") or {})} for s in starts]
+    facts: dict[str, list[object]] = {"commits": [*sweep.commits]}
+    facts |= {str(name): [each.get(name) for each in machines] for name in dict.fromkeys(chain(*machines))}
     times = sorted(str(start["started_at"]) for start in starts if start.get("started_at"))
     facts["started"] = [" to ".join(dict.fromkeys((times[0], times[-1])))] if times else []
     found = {name: list(dict.fromkeys(str(value) for value in values if value)) for name, values in facts.items()}

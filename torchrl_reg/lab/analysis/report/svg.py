@@ -1,20 +1,18 @@
-"""A chart as HTML: an SVG that stretches to fit, labels that keep their size, data for the hover read-out.
+"""Charts as HTML: a stretched SVG, labels of fixed size, and data for the hover read-out.
 
-The SVG's coordinates run over 1000 x 1000 and are stretched to the plot; strokes keep their width
-(``vector-effect``), and dots are strokes of no length with round ends.
+Coordinates of the SVG run over 1000 x 1000 and are stretched to the plot; strokes keep their width (``vector-effect``),
+and dots are strokes of zero length with round ends.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 from torchrl_reg.lab.analysis.curves import Chart, Line
 from torchrl_reg.lab.analysis.numbers import amount, distinct, number
 from torchrl_reg.lab.analysis.statistics import Array
 
 
-def drawing(chart: Chart) -> dict[str, Any]:
-    """What the template of a chart needs: ticks, paths and data."""
+def drawing(chart: Chart) -> dict[str, object]:
+    """The context of the chart template: ticks, paths and data."""
     x, y = chart.x.ticks(3 if chart.small else 5), chart.y.ticks(4 if chart.small else 5)
     x_ticks = enumerate(chart.ticks) if chart.ticks else zip(x, distinct(x, amount), strict=True)
     return {
@@ -33,12 +31,12 @@ def drawing(chart: Chart) -> dict[str, Any]:
 
 
 def coordinate(value: float) -> str:
-    """A place in an SVG, to a tenth."""
+    """A coordinate in an SVG, to one decimal."""
     return f"{float(value):.1f}".removesuffix(".0")
 
 
 def _paths(line: Line, chart: Chart) -> list[tuple[str, str]]:
-    """Kind and course of the paths of a line: its interval, itself, its dots, its dashed rest."""
+    """The SVG paths of a line as (CSS class, path): interval, line, dots, continuation."""
     parts = []
     places = _points(line.x, line.y, chart)
     if line.low is not None and line.high is not None and len(line.x):
@@ -61,7 +59,7 @@ def _points(x: Array, y: Array, chart: Chart) -> list[str]:
     return [f"{coordinate(a)} {coordinate(b)}" for a, b in places]
 
 
-def _values(line: Line) -> dict[str, Any]:
+def _values(line: Line) -> dict[str, object]:
     sides = {"x": [*line.x, *line.more_x], "y": [*line.y, *line.more_y], "low": line.low, "high": line.high}
     rounded = {name: None if v is None else [float(f"{value:.5g}") for value in v] for name, v in sides.items()}
     return {"s": line.series, "label": line.label, **rounded}

@@ -1,4 +1,4 @@
-"""What a report is about: the runs below a folder, the sweep they belong to, and those that failed."""
+"""The sweep of a report: its plan, runs and failures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ _PREFERRED = ("return_greedy_mean", "return_sampled_mean")
 
 @dataclass(frozen=True)
 class Sweep:
-    """Args:
-    folder: what was asked about.
-    name, question: of ``sweep.yaml``; without one the folder's name, and nothing.
-    plan: the rest of ``sweep.yaml``.
-    groups: methods on environments, with their runs.
-    failures: by path, relative to the sweep, what was written beside the run: see :func:`failure`.
-    column: the evaluation that is the score.
-    not_begun: planned runs without a folder, relative to the sweep, failed ones among them.
-    skipped: sentences on folders that look like runs and cannot be read.
+    """A sweep, or any folder of runs.
+
+    Args:
+        folder: the folder.
+        name, question: from ``sweep.yaml``; by default the folder's name, and an empty string.
+        plan: the rest of ``sweep.yaml``.
+        groups: methods on environments, with their runs.
+        failures: facts of failed runs (:func:`failure`), by path relative to the folder.
+        column: the evaluation to score by.
+        not_begun: paths of planned runs without a folder, failed ones included.
+        skipped: sentences on run folders that cannot be read.
     """
 
     folder: Path
@@ -44,32 +46,32 @@ class Sweep:
 
     @property
     def waiting(self) -> int:
-        """How many runs have not begun and did not fail either."""
+        """The number of runs that have neither begun nor failed."""
         return len(set(self.not_begun) - set(self.failures))
 
     @property
     def runs(self) -> list[RunRecord]:
-        """Of all groups."""
+        """The runs of all groups."""
         return [run for group in self.groups for run in group.runs]
 
     @cached_property
     def scores(self) -> list[Scores]:
-        """The last evaluations of the finished runs of every group, where they are finite numbers."""
+        """The last evaluations of finished runs, if finite, by group."""
         return [scores_of(group, "final", self.column) for group in self.groups]
 
     @cached_property
     def methods(self) -> list[str]:
-        """Every method once, by recipe and settings; its place is its colour."""
+        """The distinct methods, sorted by recipe and settings; the index is the colour."""
         return list(dict.fromkeys(group.method for group in sorted(self.groups, key=lambda group: group.recipe)))
 
     @cached_property
     def envs(self) -> list[str]:
-        """Every environment once."""
+        """The distinct environments."""
         return list(dict.fromkeys(group.env for group in self.groups))
 
     @property
     def commits(self) -> list[str]:
-        """Every commit once, as :attr:`RunRecord.short_commits` shows them."""
+        """The distinct commits, as in :attr:`RunRecord.short_commits`."""
         return list(dict.fromkeys(commit for run in self.runs for commit in run.short_commits))
 
     def of_env(self, env: str) -> list[Group]:
@@ -77,15 +79,15 @@ class Sweep:
         return [group for group in self.groups if group.env == env]
 
     def shown_path(self, run: RunRecord) -> str:
-        """A run's folder, relative to the sweep's."""
+        """The folder of a run, relative to the sweep's."""
         return _relative(run.path, self.folder)
 
     def in_state(self, state: str) -> list[RunRecord]:
-        """The runs whose :meth:`state` is this."""
+        """The runs in a :meth:`state`."""
         return [run for run in self.runs if self.state(run) == state]
 
     def state(self, run: RunRecord) -> Literal["done", "failed", "unfinished"]:
-        """State of a run; a run that was interrupted cannot be told from one still going on."""
+        """The state of a run; a running and an interrupted one are both unfinished."""
         if run.done is not None:
             return "done"
         return "failed" if self.shown_path(run) in self.failures else "unfinished"
@@ -96,18 +98,19 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
 
     Args:
         folder: ``results/NAME``, or any folder of runs.
-        ignore: settings that make no difference between methods.
-        column: the evaluation to score by; by default ``return_greedy_mean``, else the first there is.
+        ignore: settings that do not distinguish methods.
+        column: the evaluation to score by; by default ``return_greedy_mean``, or else the first one.
 
     Raises:
-        UserError: no such folder, nothing in it, runs that cannot be told apart, or no evaluation named ``column``.
+        UserError: no such folder, no runs in it, runs that labels cannot distinguish, or no evaluation ``column``.
     """
     skipped: list[str] = []
     runs = find_runs(folder, skipped=skipped, training=True)
     runs, repeated = without_repetitions(without_settings(runs, ignore) if ignore else runs)
     skipped += [f"{sentence}." for sentence in repeated]
-    said = {run: failure(run) for run in sorted(marked(folder)) if not is_done(run)}  # or run again
-    failures = {_relative(run, folder): words for run, words in said.items() if words is not None}
+    # A failed run may have been run again.
+    found = {run: failure(run) for run in sorted(marked(folder)) if not is_done(run)}
+    failures = {_relative(run, folder): facts for run, facts in found.items() if facts is not None}
     unbegun = {_relative(path, folder) for path in not_begun(folder)}
     unbegun |= set(failures) - {_relative(run.path, folder) for run in runs}
     if not runs and not unbegun:
@@ -119,12 +122,12 @@ def read_sweep(folder: Path, *, column: str | None = None, ignore: Sequence[str]
     return Sweep(folder, name, question.strip(), plan, groups, failures, _column(runs, column), *unread)
 
 
-def _column(runs: list[RunRecord], asked: str | None) -> str:
+def _column(runs: list[RunRecord], wanted: str | None) -> str:
     found = sorted({name for run in runs for name in run.names("eval")})
     found = [key for key in found if key.startswith("return_") and key.endswith("_mean")]
-    if asked is not None and asked not in found:
-        raise UserError(f"--column must be an evaluation of the runs, got {asked!r}; they have {found or 'none'}.")
-    return asked or next((name for name in (*_PREFERRED, *found) if name in found), _PREFERRED[0])
+    if wanted is not None and wanted not in found:
+        raise UserError(f"--column must be an evaluation of the runs, got {wanted!r}; they have {found or 'none'}.")
+    return wanted or next((name for name in (*_PREFERRED, *found) if name in found), _PREFERRED[0])
 
 
 def _plan(folder: Path) -> dict[str, Any]:
