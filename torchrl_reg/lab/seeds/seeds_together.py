@@ -13,10 +13,10 @@ from torchrl_reg.lab.seeds.workers import Workers
 
 
 def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
-    """Calls ``train(config)`` for every seed, several side by side; one that fails does not stop the others.
+    """Calls ``train(config)`` for every seed, several in one process; one that fails does not stop the others.
 
     Raises:
-        Exception: that of the first seed that failed, once all have finished.
+        Exception: the error of the first seed that failed, once all have finished.
     """
     if len(configs) == 1:
         train(configs[0])
@@ -24,7 +24,7 @@ def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
     workers = Workers([partial(train, config) for config in configs]).run()
     failed = [(worker.error, worker.number) for worker in workers if worker.error is not None]
     for error, number in failed[1:]:
-        said = user_sentence(error) or repr(error)
-        print(f"run.seed={configs[number].run.seed}: {said}", file=sys.stderr, flush=True)
+        message = user_sentence(error) or repr(error)
+        print(f"run.seed={configs[number].run.seed}: {message}", file=sys.stderr, flush=True)
     if failed:
         raise failed[0][0]

@@ -1,8 +1,8 @@
 """Runs several tasks in one process; greenlets synchronise at barriers to share one batched computation.
 
-One worker runs at a time: a greenlet with a call stack of its own, whose random generators come and go with its turn.
-A worker that calls :meth:`Worker.barrier` waits until all have arrived somewhere, and one call computes for the group.
-Threads would do, but on a busy machine each turn would then wait for the scheduler.
+One worker runs at a time: a greenlet with a call stack of its own, whose random generators are swapped in for its turn.
+A worker that calls :meth:`Worker.barrier` waits until every worker is at a barrier; one call then computes for a group.
+With threads, each turn would wait for the scheduler of a busy machine.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 class _Barrier(NamedTuple):
-    """A place where a worker waits, and what it brought."""
+    """A barrier at which a worker waits, and its input."""
 
     kind: Hashable
-    given: Any
+    value: Any
     compute: Callable[[list[Any]], Sequence[Any]]
-    brief: bool
+    reentrant: bool
 
 
 class Worker(greenlet):
@@ -33,14 +33,14 @@ class Worker(greenlet):
 
     Attributes:
         number: its place among the workers, from 0.
-        outcome: what its task returned.
-        error: what its task raised instead.
-        prepare: called before the loop of a run, so that a resumed run, too, computes its first batch together.
+        outcome: the return value of its task.
+        error: the exception that its task raised instead.
+        prepare: called before the loop of a run, so that the first batch of a resumed run is computed together, too.
     """
 
     def __init__(self, workers: Workers, number: int, task: Callable[[], Any]) -> None:
         super().__init__()
-        self.gr_context = contextvars.copy_context()  # otherwise it would begin with an empty one
+        self.gr_context = contextvars.copy_context()  # a greenlet starts with an empty one
         self.number = number
         self.outcome: Any = None
         self.error: Exception | None = None
@@ -48,7 +48,7 @@ class Worker(greenlet):
         self.waits_at: _Barrier | None = None
         self.python_state = random.getstate()
         self._workers, self._task = workers, task
-        self._answer: tuple[Any, Exception | None] = None, None
+        self._result: tuple[Any, Exception | None] = None, None
         self._generators = _Generators()
 
     @property
@@ -62,50 +62,50 @@ class Worker(greenlet):
         return len(self._workers.workers)
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
-        """The object all workers share under ``name``, made by the first that asks for it."""
+        """The object that all workers share under ``name``; the first call makes it."""
         shared = self._workers.shared
         if name not in shared:
             shared[name] = make()
         return shared[name]
 
     def barrier(
-        self, kind: Hashable, given: T, compute: Callable[[list[T]], Sequence[Any]], *, brief: bool = False
+        self, kind: Hashable, value: T, compute: Callable[[list[T]], Sequence[Any]], *, reentrant: bool = False
     ) -> Any:
-        """Waits for the others; ``compute`` gets what the workers at the same ``kind`` gave, in order of their numbers.
+        """Waits for the others; ``compute`` gets the values of the workers at the same ``kind``, by worker number.
 
-        Returns this worker's part of what ``compute`` returned; an error there is raised in each of these workers.
-        ``brief`` barriers open before others at which some workers already wait. After one, Python's ``random`` may
-        hold another worker's state until the next barrier that is not brief.
+        Returns this worker's element of the result; an exception of ``compute`` is raised in each of these workers.
+        A ``reentrant`` barrier, passed several times between two others, opens first, while some workers already wait
+        at another. After one, Python's ``random`` may hold another worker's state until the next other barrier.
         """
-        self.waits_at = _Barrier(kind, given, compute, brief)
+        self.waits_at = _Barrier(kind, value, compute, reentrant)
         following = self._workers.next_after(self)
         if following is not self:
-            self._generators.keep()
+            self._generators.save()
             following.switch()
-            self._generators.use()
-        if not brief:
+            self._generators.load()
+        if not reentrant:
             self.take_python_generator()
-        answer, failure = self._answer
-        self._answer = None, None
+        result, failure = self._result
+        self._result = None, None
         if failure is not None:
             raise failure
-        return answer
+        return result
 
     def take_python_generator(self) -> None:
-        """Puts this worker's state into Python's ``random``, ten times slower than for the other generators."""
+        """Loads this worker's state into Python's ``random``; ten times slower than for the other generators."""
         holder, self._workers.python_holder = self._workers.python_holder, self
         if holder is not self:
             if holder is not None:
                 holder.python_state = random.getstate()
             random.setstate(self.python_state)
 
-    def leave_barrier(self, answer: Any, failure: Exception | None) -> None:
-        """Makes this worker ready to go on."""
-        self.waits_at, self._answer = None, (answer, failure)
+    def leave_barrier(self, result: Any, failure: Exception | None) -> None:
+        """Makes this worker runnable again."""
+        self.waits_at, self._result = None, (result, failure)
 
     def run(self) -> Worker:
-        """The task from beginning to end; KeyboardInterrupt and signals propagate to ``Workers.run``."""
-        self._generators.use()
+        """Runs the task; KeyboardInterrupt and signals propagate to ``Workers.run``."""
+        self._generators.load()
         self.take_python_generator()
         try:
             self.outcome = self._task()
@@ -115,7 +115,7 @@ class Worker(greenlet):
 
 
 class Workers:
-    """Runs ``tasks`` side by side to completion.
+    """Runs ``tasks`` concurrently to completion.
 
     >>> def task(number: int) -> int:
     ...     return current_worker().barrier("sum", number, lambda numbers: [sum(numbers)] * len(numbers)) + number
@@ -131,46 +131,46 @@ class Workers:
     def run(self) -> list[Worker]:
         """Returns all workers once they have finished, each with its ``outcome`` or ``error``.
 
-        Whatever stops one without being an error (Ctrl-C, a signal turned into an exception) ends them all.
+        Anything but an ``Exception`` in one (Ctrl-C, a signal) ends them all.
         """
         before, python_before = _Generators(), random.getstate()
-        before.keep()
+        before.save()
         following: Worker | None = self.workers[0]
         try:
             while following is not None:
-                following = self.next_after(following.switch())  # which returns the worker that has ended
+                following = self.next_after(following.switch())  # returns the finished worker
         except BaseException:
             for worker in self.workers:
-                if worker:  # has begun and not ended
+                if worker:  # started and not finished
                     worker.throw()
             raise
         finally:
-            before.use()
+            before.load()
             random.setstate(python_before)
         return self.workers
 
     def next_after(self, worker: Worker) -> Any:
-        """The worker with the next turn: ``worker`` if it can go on, else one after it; None once all have finished."""
+        """The worker with the next turn: ``worker`` if runnable, else the next that is; None once all have finished."""
         ordered = [*self.workers[worker.number :], *self.workers[: worker.number]]
         running = [other for other in ordered if not other.dead]
-        able = next((other for other in running if other.waits_at is None), None)
-        if able is None and running:
+        runnable = next((other for other in running if other.waits_at is None), None)
+        if runnable is None and running:
             self._open_barrier()
-            able = next(other for other in self.workers if not other.dead and other.waits_at is None)
-        return able
+            runnable = next(other for other in self.workers if not other.dead and other.waits_at is None)
+        return runnable
 
     def _open_barrier(self) -> None:
-        """Computes for a group that waits at one barrier, a brief one if there is any, so that all reach the others."""
+        """Computes for the workers at one barrier: a reentrant one if there is any, so that all reach the others."""
         waiting = [(worker, worker.waits_at) for worker in self.workers if worker.waits_at is not None]
-        first = next((place for _, place in waiting if place.brief), waiting[0][1])
-        group = [(worker, place.given) for worker, place in waiting if place.kind == first.kind]
-        failure, parts = None, [None] * len(group)
+        first = next((barrier for _, barrier in waiting if barrier.reentrant), waiting[0][1])
+        group = [(worker, barrier.value) for worker, barrier in waiting if barrier.kind == first.kind]
+        failure, results = None, [None] * len(group)
         try:
-            parts = list(first.compute([given for _, given in group]))
+            results = list(first.compute([value for _, value in group]))
         except Exception as error:
             failure = error
-        for (worker, _), part in zip(group, parts, strict=True):
-            worker.leave_barrier(part, failure)
+        for (worker, _), result in zip(group, results, strict=True):
+            worker.leave_barrier(result, failure)
 
 
 def current_worker() -> Worker | None:
@@ -180,18 +180,18 @@ def current_worker() -> Worker | None:
 
 
 class _Generators:
-    """The global torch and NumPy generators of one worker, set aside while another has its turn."""
+    """The global torch and NumPy generators of one worker, saved while another has its turn."""
 
     def __init__(self) -> None:
-        self.keep()
+        self.save()
         # NumPy's global generator is swapped as a whole: copying its state takes ten times as long.
         self._numpy: Any = np.random.MT19937(0)
 
-    def keep(self) -> None:
+    def save(self) -> None:
         self._torch, self._numpy = torch.get_rng_state(), np.random.get_bit_generator()  # type: ignore[attr-defined]
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
-    def use(self) -> None:
+    def load(self) -> None:
         torch.set_rng_state(self._torch)
         np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
         if self._cuda:
