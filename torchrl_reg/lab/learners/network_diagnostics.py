@@ -1,4 +1,4 @@
-"""What an update does to a Q-network: how much of its policy it changes, and how much of the network is in use."""
+"""Diagnostics of a Q-network: the change of its policy by an update, and the part of its features in use."""
 
 from __future__ import annotations
 
