@@ -262,7 +262,7 @@ def test_losses_side_by_side() -> None:
             for optimizer in optimizers:
                 optimizer.step()
             with sim.host_may_wait():
-                step = StackedOptimizer.of(optimizers, stack.parameter)
+                step = StackedOptimizer.make(optimizers, stack.parameter)
             assert step is not None
         else:
             step.step()

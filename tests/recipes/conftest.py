@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 
 from torchrl_reg.lab import read_metrics, recipe, strip_wall_clock
 from torchrl_reg.lab.cli.command_line import as_config
-from torchrl_reg.lab.cli.overrides import as_hydra_reads
+from torchrl_reg.lab.cli.overrides import quoted_overrides
 from torchrl_reg.lab.run import metrics, run_folder
 from torchrl_reg.lab.run.lock import acquire
 from torchrl_reg.lab.run.run_folder import RunFolder
@@ -63,7 +63,7 @@ def composed(load) -> Callable[[str], Any]:
         module = load(script)
         # Anew, as Hydra composes what was stored last under this name, by a benchmark say.
         line: Any = getattr(recipe(module.Config, module.train), "__self__")  # noqa: B009
-        words = as_hydra_reads([*overrides, "run.dir=unused"], module.Config)
+        words = quoted_overrides([*overrides, "run.dir=unused"], module.Config)
         found = as_config(line._composed(words), module.Config)
         validate(found)
         return found

@@ -113,7 +113,7 @@ def test_help_describes_every_setting_and_only_choices_that_fit(name, env, prese
     settings = [words for words in settings if "=" in words[0]]
     assert len(settings) > 30 and all(len(words) > 1 for words in settings)
     assert "  algo.tau=0.5 " in text and "temperature, reward units" in text
-    shown = set(re.split(r"[,\s]+", text.partition("Choices")[2].partition("Other words")[0]))
+    shown = set(re.split(r"[,\s]+", text.partition("Choices")[2].partition("Other options")[0]))
     assert shown & {*ENVS} == {env for env in ENVS if fits(name, env)}
     assert shown & {*PRESETS} == set(presets.split())
     assert "+plan=" not in text and "net: null" not in text and ("net=" in text) == (name == "m_dqn")

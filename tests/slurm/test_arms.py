@@ -77,11 +77,11 @@ def sweep_of(name: str) -> dict[str, Any]:
 @cache
 def config_of(recipe: str, overrides: tuple[str, ...]) -> dict[str, Any]:
     from torchrl_reg.lab.cli.command_line import as_config
-    from torchrl_reg.lab.cli.overrides import as_hydra_reads
+    from torchrl_reg.lab.cli.overrides import quoted_overrides
 
     config_class = importlib.import_module(f"recipes.{recipe}").Config  # its schema is in Hydra's store from then on
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "recipes/conf")):
-        words = as_hydra_reads(overrides, config_class)
+        words = quoted_overrides(overrides, config_class)
         config = as_config(hydra.compose(config_name=recipe, overrides=words), config_class)
     return flat(dataclasses.asdict(config))
 

@@ -1,6 +1,6 @@
 """Everything around a run that is the same for every method; recipes pass in what differs.
 
-The modules below know no loss and no equation.
+The modules below contain no loss and no equation.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: tables and reports (lab.analysis) need no torch.
+    # Imported on first access, so that tables and reports (lab.analysis) do not import torch.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchrl_reg.lab.cli.extras import check_extras

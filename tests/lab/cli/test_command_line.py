@@ -54,7 +54,7 @@ def test_a_signal_may_come_three_times_and_ends_the_process_if_it_hangs(command,
         signal.raise_signal(number)  # while the interpreter exits
         assert code == 128 + number and left == []
         assert err.strip().startswith("stopped; the same command continues: python ")
-        monkeypatch.setattr(signals, "_PATIENCE_SECONDS", 0.0)
+        monkeypatch.setattr(signals, "_MAX_STOP_SECONDS", 0.0)
         signal.raise_signal(number)
     finally:
         for each, handler in before.items():

@@ -47,7 +47,7 @@ class Seeds:
         return self.wholes[[parameter is view for view in self.views[0]].index(True)]
 
     def stacked(self) -> StackedOptimizer | None:
-        return StackedOptimizer.of(self.optimizers, self.whole)
+        return StackedOptimizer.make(self.optimizers, self.whole)
 
     def give_gradients(self) -> None:
         for position, whole in enumerate(self.wholes):

@@ -32,8 +32,8 @@ def total(numbers: list[int]) -> list[int]:
     return [sum(numbers)] * len(numbers)
 
 
-def turn(brief: bool = False) -> None:
-    here().barrier("turn", 1, total, brief=brief)
+def turn(reentrant: bool = False) -> None:
+    here().barrier("turn", 1, total, reentrant=reentrant)
 
 
 def test_what_they_meet_for_is_computed_once_of_all_in_order() -> None:
@@ -55,11 +55,11 @@ def test_what_they_meet_for_is_computed_once_of_all_in_order() -> None:
     [
         (["a", "aaa", "aa"], [[3], [3, 2, 1], [3, 2]]),  # those left go on when others are over
         (["a", "b", "b"], [[1], [2], [2]]),
-        (["b", "sssb", "sb"], [[3], [2, 1, 1, 3], [2, 3]]),  # steps are brief and come first, so that all come to b
+        (["b", "sssb", "sb"], [[3], [2, 1, 1, 3], [2, 3]]),  # reentrant ones open first, so that all reach b
     ],
 )
 def test_how_many_meet(kinds: list[str], met: list[list[int]]) -> None:
-    assert side_by_side(lambda path: [here().barrier(k, 1, total, brief=k == "s") for k in path], kinds)[0] == met
+    assert side_by_side(lambda path: [here().barrier(k, 1, total, reentrant=k == "s") for k in path], kinds)[0] == met
 
 
 def test_an_error_is_of_the_worker_that_made_it_or_of_all_who_met() -> None:
@@ -90,13 +90,13 @@ def seeded_draws(seed: int, meet: Callable[[], Any]) -> list[tuple[float, float,
     return [(draws(), meet())[0] for _ in range(5)]
 
 
-def brief_turn() -> None:
+def reentrant_turn() -> None:
     """Python's generator is taken where it is asked for."""
-    turn(brief=True)
+    turn(reentrant=True)
     here().take_python_generator()
 
 
-@pytest.mark.parametrize("meet", [turn, brief_turn])
+@pytest.mark.parametrize("meet", [turn, reentrant_turn])
 def test_each_has_generators_of_its_own_and_so_has_the_caller(meet: Callable[[], None]) -> None:
     alone = [seeded_draws(seed, lambda: None) for seed in range(3)]
     seed_all(77)

@@ -1,4 +1,4 @@
-"""What the source says of each field of a dataclass, for ``--help``."""
+"""Comments on the fields of a dataclass, read from its source for ``--help``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 
 @functools.cache
 def descriptions(kind: type) -> dict[str, str]:
-    """Descriptions of the fields: the comment behind each, else its entry under ``Args:`` in the docstring."""
+    """Field -> the comment after it, else its entry under ``Args:`` in the docstring."""
     found = _arguments(inspect.getdoc(kind) or "")
     for parent in reversed(kind.__mro__):
         if dataclasses.is_dataclass(parent):
@@ -21,7 +21,7 @@ def descriptions(kind: type) -> dict[str, str]:
 def _comments(kind: type) -> dict[str, str]:
     try:
         lines, _ = inspect.getsourcelines(kind)
-    except (OSError, TypeError):  # no source here: a class made at run time
+    except (OSError, TypeError):  # no source: a class created at run time
         return {}
     found, name = dict[str, str](), ""
     for line in lines:
@@ -36,4 +36,4 @@ def _comments(kind: type) -> dict[str, str]:
 def _arguments(text: str) -> dict[str, str]:
     """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring."""
     entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", text.partition("Args:\n")[2], re.MULTILINE)
-    return {name: " ".join(said.split()) for names, said in entries for name in names.split(", ")}
+    return {name: " ".join(entry.split()) for names, entry in entries for name in names.split(", ")}

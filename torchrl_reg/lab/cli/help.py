@@ -1,4 +1,4 @@
-"""``--help`` of a recipe: every setting with its value and comment, and the choices that go with the recipe."""
+"""``--help`` of a recipe: every setting with its value and comment, and the supported choices."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torchrl_reg.lab.cli.groups import first_choices, supported_choices
 from torchrl_reg.lab.cli.invocation import as_typed
 
 _WIDTH, _COLUMN = 120, 44
-# Descriptions of settings that a recipe need not comment on.
-_PLAIN = {"learning_starts_frames": "frames before the first update"}
-_FLAGS = """Other words:
+# Default descriptions of settings.
+_DESCRIPTIONS = {"learning_starts_frames": "frames before the first update"}
+_FLAGS = """Other options:
   -m NAME=A,B          one run for each value (Hydra's multirun); +GROUP=CHOICE adds a choice that has no default
   --cfg job            prints the settings as they would be used, and runs nothing
   --check              reads JSON lists of settings from stdin and checks whether they can be run"""
@@ -30,10 +30,10 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
     """The text that ``--help`` prints.
 
     Args:
-        config_class: the recipe's; comments behind its fields, or ``Args:`` of docstrings, describe the settings.
-        train: a function of the recipe, whose module's docstring comes first.
-        conf: where the groups' choices lie.
-        config: the settings as the command line gives them, shown as defaults.
+        config_class: the recipe's; settings are described by the comments after its fields, or by ``Args:``.
+        train: the recipe's function; the docstring of its module comes first.
+        conf: folder of the config groups.
+        config: the composed settings, whose values are shown.
     """
     about = as_typed(inspect.getdoc(sys.modules[train.__module__]) or "")
     parts = [about, "Settings, written NAME=VALUE, with the values they would have now:"]
@@ -43,21 +43,21 @@ def help_text(config_class: type, train: Callable[..., Any], conf: Path, config:
             parts.append("\n".join([item.name, *_lines(hints[item.name], node, f"{item.name}.")]))
     env = OmegaConf.select(config, "env.name")
     if choices := list(_choices(config_class, conf, env)):
-        those = f"; those written +GROUP=CHOICE are for env.name={env}" if env else ""
-        parts.append("\n".join([f"Choices, written GROUP=CHOICE{those}:", *choices]))
+        note = f"; those written +GROUP=CHOICE are for env.name={env}" if env else ""
+        parts.append("\n".join([f"Choices, written GROUP=CHOICE{note}:", *choices]))
     return "\n\n".join([*parts, _FLAGS])
 
 
 def _lines(kind: Any, node: DictConfig, prefix: str) -> Iterator[str]:
-    known = dataclasses.is_dataclass(kind)
-    hints, said = (typing.get_type_hints(kind), descriptions(kind)) if known else ({}, {})
+    declared = dataclasses.is_dataclass(kind)
+    hints, comments = (typing.get_type_hints(kind), descriptions(kind)) if declared else ({}, {})
     for key in map(str, node):
         value = None if OmegaConf.is_missing(node, key) else node[key]
         if isinstance(value, DictConfig) and value:
             yield from _lines(hints.get(key), value, f"{prefix}{key}.")
             continue
         shown = f"  {prefix}{key}={_shown(value)}"
-        described = textwrap.wrap(said.get(key, _PLAIN.get(key, "")), _WIDTH - _COLUMN) or [""]
+        described = textwrap.wrap(comments.get(key, _DESCRIPTIONS.get(key, "")), _WIDTH - _COLUMN) or [""]
         if described[0] and len(shown) >= _COLUMN - 1:
             yield shown
             shown = ""
@@ -74,7 +74,7 @@ def _shown(value: Any) -> str:
 
 
 def _choices(config_class: type, conf: Path, env: str | None) -> Iterator[str]:
-    """The choices of every group that this recipe accepts in ``env``; what a group starts from comes first."""
+    """Lines with the supported choices of each group in ``env``, the default one first."""
     first = first_choices(config_class)
     for group, found in supported_choices(conf, config_class, env):
         named = [f"{choice} (default)" if choice == first.get(group) else choice for choice in found]

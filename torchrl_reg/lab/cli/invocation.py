@@ -1,4 +1,4 @@
-"""What the user typed to start a script: ``command.txt``, help and hints repeat it."""
+"""The words that the user typed to start a script, for ``command.txt``, help and hints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _typed: tuple[str, ...] = ()
 
 @contextmanager
 def started_as(*words: str) -> Iterator[None]:
-    """Within it a script runs that was typed as these words: ``("torchrl-reg", "run", "m_dqn")``."""
+    """Sets the typed words for a script that runs inside, e.g. ``("torchrl-reg", "run", "m_dqn")``."""
     global _typed
     before, _typed = _typed, words
     try:
@@ -21,7 +21,7 @@ def started_as(*words: str) -> Iterator[None]:
 
 
 def typed_words() -> tuple[str, ...]:
-    """These words; empty where the script was started by itself."""
+    """The typed words; empty where Python started the script directly."""
     return _typed
 
 

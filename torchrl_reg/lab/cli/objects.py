@@ -1,4 +1,4 @@
-"""Objects from settings that name their class as Hydra's do, by ``_target_``."""
+"""Objects built from settings with a ``_target_``, as by ``hydra.utils.instantiate``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from torchrl_reg.modules.rebuilding import path_of, record
 
 
 def build(settings: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
-    """``hydra.utils.instantiate(settings)`` with what only the recipe has; None without a ``_target_``.
+    """``hydra.utils.instantiate(settings)`` with further arguments from the recipe; None without a ``_target_``.
 
-    A network remembers how it was made, so that a saved policy can be loaded where the run's settings are not.
+    A module's class and arguments are recorded with it, so that a saved policy loads without the run's settings.
 
     Args:
-        settings: ``_target_``, the import path of a class or a function, also in the working directory; its keyword
-            arguments, which may have a ``_target_`` themselves; and ``name``, which tables show and nobody is passed.
-        arguments, options: more arguments: networks, specs.
+        settings: ``_target_``, the import path of a class or function, also from the working directory; its keyword
+            arguments, which may have a ``_target_`` themselves; and ``name``, a label for tables that is not passed on.
+        arguments, options: further arguments, such as networks and specs.
 
     Raises:
-        UserError: it takes other arguments.
-        InstantiationException: there is nothing at that path.
+        UserError: the class does not take these arguments.
+        InstantiationException: the import path does not exist.
 
     >>> build({"_target_": "fractions.Fraction", "numerator": 3, "denominator": 4})
     Fraction(3, 4)
@@ -35,12 +35,12 @@ def build(settings: Mapping[str, Any], *arguments: Any, **options: Any) -> Any:
         return None
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    own = {key: value for key, value in settings.items() if key != "name"}
-    make = instantiate({**own, "_partial_": True, "_convert_": "all"})
+    keywords = {key: value for key, value in settings.items() if key != "name"}
+    make = instantiate({**keywords, "_partial_": True, "_convert_": "all"})
     try:
-        made = make(*arguments, **options)
-    except TypeError as error:  # the settings are its arguments
+        built = make(*arguments, **options)
+    except TypeError as error:  # also what a wrong keyword raises
         raise UserError(f"{settings['_target_']} does not take these settings: {error}.") from error
-    if not isinstance(made, nn.Module):
-        return made
-    return record(made, path_of(make.func), *arguments, **make.keywords, **options)
+    if not isinstance(built, nn.Module):
+        return built
+    return record(built, path_of(make.func), *arguments, **make.keywords, **options)

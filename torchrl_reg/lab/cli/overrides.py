@@ -1,4 +1,4 @@
-"""The words of a command line: as people write them, as Hydra reads them, and as they name a run's folder."""
+"""Overrides of a command line: quoted for Hydra, and in the name of a run's default folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchrl_reg.lab.cli.groups import field_types
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 
-# Overrides that do not belong in the default folder's name: they are in it already, or change only what is shown.
+# Overrides left out of the default folder's name: they are in its path already, or do not change what is learnt.
 _UNNAMED = (
     *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
@@ -24,53 +24,53 @@ _UNNAMED = (
 _OPTIONS = ("cfg", "package", "config-path", "config-name", "config-dir", "info", "experimental-rerun")
 
 
-def as_hydra_reads(words: Iterable[str], config_class: type) -> list[str]:
-    """``words`` in Hydra's grammar: a path with ``=`` is quoted, and an integer may be written ``1e6``.
+def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
+    """``words`` in Hydra's grammar: a ``run.dir`` that contains ``=`` quoted, ``1e6`` of an integer setting as digits.
 
     Raises:
-        UserError: for ``--tau=1``, as other command lines are written, and a preset without its method.
+        UserError: a setting is written as an option (``--tau=1``), or a preset comes without a method.
 
     >>> from torchrl_reg.lab import RecipeConfig
-    >>> as_hydra_reads(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e4", "-m"], RecipeConfig)
+    >>> quoted_overrides(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e4", "-m"], RecipeConfig)
     ["run.dir='results/dqn/seed=0'", 'run.log_every_frames=10000', '-m']
     """
     words, kinds = list(words), field_types(config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
-    found = []
+    quoted = []
     for word in words:
         name, equals, value = word.partition("=")
         if word.startswith("-") and equals and name.lstrip("-") not in _OPTIONS:
             raise UserError(f"{word} is not an option; settings are written name=value, without dashes.")
         if name == "run.dir":
             word = _quoted(word, sweeping)
-        elif _is_whole(kinds.get(name)):
-            word = f"{name}={re.sub(_NUMBER, _whole, value)}"
-        found.append(word)
+        elif _is_integer(kinds.get(name)):
+            word = f"{name}={re.sub(_NUMBER, _as_integer, value)}"
+        quoted.append(word)
     _check_preset(words, config_class)
-    return found
+    return quoted
 
 
 def _check_preset(words: Iterable[str], config_class: Any) -> None:
-    """Refuses a preset of methods without one of them."""
+    """Raises ``UserError`` for a ``paper`` preset without a choice of the method that it needs."""
     chosen, needed = {word.lstrip("+").partition("=")[0].partition(".")[0] for word in words}, config_class.paper_needs
     if "paper" in chosen and needed and chosen.isdisjoint(needed):
         method, *slots = needed
         paper = next(word for word in words if word.lstrip("+").startswith("paper="))
-        file_names = f"{paper} must come with +{method}=<choice>, which its file names"
-        raise UserError(f"{file_names}, or a choice of {', '.join(slots)}, got none.")
+        expected = f"must come with +{method}=<choice>, which its file names, or a choice of {', '.join(slots)}"
+        raise UserError(f"{paper} {expected}, got none.")
 
 
 _NUMBER = r"(?<![\w.])\d+(?:\.\d*)?(?:[eE]\+?\d+)?(?![\w.])"
 
 
-def _is_whole(kind: Any) -> bool:
+def _is_integer(kind: Any) -> bool:
     """True for ``int``, ``int | None``, ``list[int]``."""
     kinds = typing.get_args(kind) or (kind,)
-    return int in kinds and all(each in (int, types.NoneType) for each in kinds)
+    return int in kinds and all(kind in (int, types.NoneType) for kind in kinds)
 
 
-def _whole(number: re.Match[str]) -> str:
-    """``1e6`` and ``2.0`` as ``1000000`` and ``2``; anything else as it is."""
+def _as_integer(number: re.Match[str]) -> str:
+    """``1000000`` for ``1e6``, ``2`` for ``2.0``; any other number unchanged."""
     text = number[0]
     value = float(text)
     return str(int(value)) if not text.isdecimal() and value.is_integer() and value < 1e19 else text
@@ -78,7 +78,7 @@ def _whole(number: re.Match[str]) -> str:
 
 def _quoted(word: str, sweeping: bool) -> str:
     name, _, value = word.partition("=")
-    if not value or value == "null" or value[0] in "'\"" or "${" in value or "\\" in value:  # Hydra's own language
+    if not value or value == "null" or value[0] in "'\"" or "${" in value or "\\" in value:  # in Hydra's grammar
         return word
     if re.fullmatch(r"[A-Za-z0-9_./+-]+", value) or (sweeping and "," in value and "=" not in value):
         return word
@@ -86,7 +86,7 @@ def _quoted(word: str, sweeping: bool) -> str:
 
 
 def default_folder(name: str, env: str | None, overrides: Sequence[str], seed: int) -> Path:
-    """``results/<name>/<env>/<overrides or "default">/seed=<seed>``: the path tells the settings.
+    """``results/<name>/<env>/<overrides or "default">/seed=<seed>``.
 
     >>> str(default_folder("m_dqn", "acrobot", ["env=acrobot", "algo.tau=0.1", "run.seed=3"], 3))
     'results/m_dqn/acrobot/algo.tau=0.1/seed=3'
@@ -102,27 +102,28 @@ def _is_named(override: str) -> bool:
 
 
 def effective_overrides(overrides: Sequence[str], compose: Callable[[Sequence[str]], DictConfig]) -> list[str]:
-    """The overrides that change the config, in canonical form, so that one run has one name.
+    """The overrides that change the config, in canonical form: equal configs get equal folder names.
 
     Args:
-        overrides: the command line's.
-        compose: settings from lists of them.
+        overrides: those of the command line.
+        compose: function from overrides to settings.
     """
-    settings, kept = compose(overrides), list(overrides)
+    settings, effective = compose(overrides), list(overrides)
     for override in filter(_is_named, overrides):
-        without = [each for each in kept if each is not override]
-        if _compared(compose(without)) == _compared(settings):
-            kept = without
-    return [_canonical(override, settings) for override in kept]
+        without = [other for other in effective if other is not override]
+        if _comparable(compose(without)) == _comparable(settings):
+            effective = without
+    return [_canonical(override, settings) for override in effective]
 
 
-def _compared(settings: DictConfig) -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(settings, resolve=True)
-    return {**plain, "run": {**plain["run"], "dir": None, "seed": None, "seeds": None}}
+def _comparable(settings: DictConfig) -> dict[str, Any]:
+    """The settings without folder and seeds."""
+    resolved: Any = OmegaConf.to_container(settings, resolve=True)
+    return {**resolved, "run": {**resolved["run"], "dir": None, "seed": None, "seeds": None}}
 
 
 def _canonical(override: str, settings: DictConfig) -> str:
-    """``algo.tau=0.10`` as ``algo.tau=0.1``; a group's choice as it is."""
+    """``algo.tau=0.1`` for ``algo.tau=0.10``; the choice of a group unchanged."""
     key = override.lstrip("+~").partition("=")[0]
     value = OmegaConf.select(settings, key) if "." in key else None
     if value is None or OmegaConf.is_config(value):

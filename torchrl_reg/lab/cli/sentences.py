@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in one sentence each, made from their fields; and what a recipe's settings are."""
+"""One sentence for each error of Hydra, OmegaConf and YAML, written from the fields of the exception."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +32,39 @@ def sentence(error: Exception, words: Sequence[str], config_class: type, conf: P
     """The sentence for an ``error`` of Hydra's, of OmegaConf's or of a YAML file; None for anything else.
 
     Args:
-        error: whatever was raised.
+        error: the exception raised.
         words: the command line.
         config_class: the recipe's.
-        conf: the folder of its groups.
+        conf: folder of its config groups.
     """
-    behind = error.__cause__ or error.__context__
-    raised = [found for found in (error, behind) if found is not None]
-    for found in raised:
-        if isinstance(found, yaml.YAMLError):
-            mark, problem = getattr(found, "problem_mark", None), getattr(found, "problem", None)
-            where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A file of settings"
-            return f"{where} is not YAML: {problem or _first_line(found)}."
+    cause = error.__cause__ or error.__context__
+    errors = [one for one in (error, cause) if one is not None]
+    for one in errors:
+        if isinstance(one, yaml.YAMLError):
+            mark, problem = getattr(one, "problem_mark", None), getattr(one, "problem", None)
+            place = f"{mark.name}, line {mark.line + 1}" if mark is not None else "A settings file"
+            return f"{place} is not YAML: {problem or _first_line(one)}."
     if isinstance(error, MissingConfigException):
         return _unknown_choice(conf, str(error.missing_cfg_file or ""), error.options or ())
     if isinstance(error, OverrideParseException):
         word = error.override
         groups = [path.parent.name for path in conf.glob(f"*/{word}.yaml")] if word.isidentifier() else []
         return f"{word!r} is not of the form name=value{f'; did you mean {groups[0]}={word}?' if groups else '.'}"
-    if isinstance(error, InstantiationException) and behind is not None:
-        return user_sentence(behind) or str(behind if isinstance(behind, ImportError) else error)
-    if not _of_hydra(error):
+    if isinstance(error, InstantiationException) and cause is not None:
+        return user_sentence(cause) or str(cause if isinstance(cause, ImportError) else error)
+    if not _is_from_hydra(error):
         return None
     for word in words:
-        if said := unsupported_choice(conf, word, config_class):
-            return said
-    for found in raised:
-        if isinstance(found, OmegaConfBaseException) and found.full_key:
-            return _of_setting(found, config_class)
+        if message := unsupported_choice(conf, word, config_class):
+            return message
+    for one in errors:
+        if isinstance(one, OmegaConfBaseException) and one.full_key:
+            return _setting_error(one, config_class)
     return f"{' '.join(str(error).split()).rstrip('.')}."
 
 
-def _of_hydra(error: Exception) -> bool:
-    """True for an exception of Hydra or OmegaConf, and for a plain one that they raise (``--resolve`` alone)."""
+def _is_from_hydra(error: Exception) -> bool:
+    """True for exceptions of Hydra and OmegaConf, and for built-in ones that Hydra raises (``--resolve`` alone)."""
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
@@ -72,8 +72,8 @@ def _of_hydra(error: Exception) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException) or module.startswith("hydra.")
 
 
-def _of_setting(error: OmegaConfBaseException, config_class: type) -> str:
-    """The sentence about ``error.full_key``."""
+def _setting_error(error: OmegaConfBaseException, config_class: type) -> str:
+    """The sentence for an error in the setting ``error.full_key``."""
     name = str(error.full_key)
     kind = field_types(config_class).get(name.partition("[")[0])
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
@@ -81,7 +81,7 @@ def _of_setting(error: OmegaConfBaseException, config_class: type) -> str:
     if isinstance(error, InterpolationResolutionError):
         return f"{name} cannot be resolved: {_first_line(error)}."
     if isinstance(error, MissingMandatoryValue):
-        return f"{name} must have a value, got none; set it, {name}=<value>."
+        return f"{name} must have a value, got none; set {name}=<value>."
     if isinstance(error, ValidationError) and kind is not None:
         return type_error(name, kind, error.value)
     return f"{name}: {_first_line(error)}."
@@ -93,12 +93,12 @@ def type_error(name: str, kind: Any, value: Any) -> str:
         return f"{name} must have a value, got null."
     if dataclasses.is_dataclass(kind):
         return f"{name} is a group of settings; set one of them, {name}.<name>=<value>."
-    kinds = [each for each in _alternatives(kind) if each is not types.NoneType]
+    kinds = [option for option in _alternatives(kind) if option is not types.NoneType]
     if typing.get_origin(kinds[0]) is list:
         if not name.endswith("]"):
             return f"{name} must be a list, written [a,b]."
         kinds = list(typing.get_args(kinds[0]))
-    expected = [_EXPECTED.get(typing.get_origin(each) or each, str(each)) for each in kinds]
+    expected = [_EXPECTED.get(typing.get_origin(option) or option, str(option)) for option in kinds]
     return f"{name} must be {' or '.join(expected)}, got {value!r}."
 
 
@@ -107,28 +107,28 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
-def unknown_setting(name: str, config_class: type, beside: Any = None) -> str:
-    """``algo.taau is not a setting; did you mean algo.tau?``; ``beside`` are the settings that stand where it would."""
+def unknown_setting(name: str, config_class: type, siblings: Iterable[object] | None = None) -> str:
+    """``algo.taau is not a setting; did you mean algo.tau?``; ``siblings`` are the settings of the same group."""
     known, (above, _, last) = field_types(config_class), name.rpartition(".")
-    if above and not dataclasses.is_dataclass(known.get(above)):  # of a class, which may take it none the less
-        near = difflib.get_close_matches(last, map(str, beside or ()), n=1)
+    if above and not dataclasses.is_dataclass(known.get(above)):  # keys of a mapping are not declared
+        near = difflib.get_close_matches(last, map(str, siblings or ()), n=1)
         return f"{name} is not set here; " + (f"did you mean {above}.{near[0]}?" if near else f"+{name}=... adds it.")
-    by_end = {each.rpartition(".")[2]: each for each in reversed(known)}
+    by_end = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     end = difflib.get_close_matches(last, by_end, n=1, cutoff=0.75)
     guess = close[0] if close else by_end[end[0]] if end else None
     return f"{name} is not a setting{f'; did you mean {guess}?' if guess else '; --cfg job lists all settings.'}"
 
 
-def _unknown_choice(conf: Path, wanted: str, beside: Sequence[str]) -> str:
-    """The sentence for ``group/choice`` that Hydra does not find; ``beside`` are the files it found in its folder."""
-    group, _, choice = wanted.partition("/")
+def _unknown_choice(conf: Path, missing: str, siblings: Sequence[str]) -> str:
+    """The sentence for a missing ``group/choice``; ``siblings`` are the files that Hydra found in its folder."""
+    group, _, choice = missing.partition("/")
     known = options(conf, group)
     if not known:  # not a group of the recipe
-        group, _, choice = wanted.rpartition("/")
-        known = sorted(map(str, beside))
+        group, _, choice = missing.rpartition("/")
+        known = sorted(map(str, siblings))
     near = difflib.get_close_matches(choice, known, n=1)
-    if group == "env" and re.fullmatch(r"[\w./-]+-v\d+", choice):  # a gymnasium id, as envs.settings.gym_words has it
+    if group == "env" and re.fullmatch(r"[\w./-]+-v\d+", choice):  # a Gymnasium id
         near = [f"env=gym env.game={choice}"]
     hint = f" (did you mean {near[0]}?)" if near else ""
     if group == "hydra/launcher" and known == ["basic"]:

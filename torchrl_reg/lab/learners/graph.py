@@ -31,7 +31,7 @@ from torchrl_reg.regularizers import Coefficient
 
 #: Named entries, and the gradients of the parameters where they are not used up inside.
 Results = tuple[dict[str, Tensor], list[Tensor | None]]
-#: A function with more graphs than this has a key that never comes to rest.
+#: A function with more graphs than this has a key that keeps changing.
 MAX_GRAPHS = 16
 #: How far the first update of a graph may lie from that of eager PyTorch, relative to the change that it makes.
 TOLERANCE = 1e-3
@@ -43,7 +43,7 @@ class NoGraphError(Exception):
 
 
 class More(NamedTuple):
-    """What a function reads besides a loss and a minibatch."""
+    """Further inputs of a function, besides a loss and a minibatch."""
 
     #: Tensors that it may change; the same list as long as they are the same.
     tensors: Callable[[], list[Tensor]] = lambda: _NONE
@@ -300,7 +300,7 @@ def _make_inputs(graph: torch.fx.GraphModule, known: Sequence[Tensor]) -> list[T
 
 
 def _is_ragged(node: torch.fx.Node) -> bool:
-    """Whether the shape of its result depends on values."""
+    """True if the shape of the result depends on values."""
     if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
         return False
     if node.target is not torch.ops.aten.index.Tensor:
@@ -310,7 +310,7 @@ def _is_ragged(node: torch.fx.Node) -> bool:
 
 
 def _without_unused(graph: torch.fx.GraphModule) -> list[bool]:
-    """Which inputs are used; the others are taken away."""
+    """Removes unused inputs; returns which were used."""
     graph.graph.eliminate_dead_code()
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     used = [bool(node.users) for node in inputs]
@@ -427,27 +427,27 @@ class _Reach:
         return found
 
     def is_current(self, more: Sequence[Tensor]) -> bool:
-        """Whether the same objects hold the same tensors, in the same memory."""
+        """True if the same objects hold the same tensors, in the same memory."""
         now = self._objects()
         same = more is self._more and len(now) == len(self._held) and all(map(is_, now, self._held))
         return same and pointers(self.tensors) == self._memory
 
     def has_hooks(self) -> bool:
-        """Whether a module runs more than its ``forward``."""
+        """True if a module has hooks that run besides its ``forward``."""
         return any(not _is_harmless(hook) for hooks in self._hooks if hooks for hook in hooks.values())
 
     def settings(self) -> list[Any]:
-        """What Python decides by."""
+        """The values on which Python code may branch."""
         flags = [coefficient.is_on for coefficient in self._coefficients]
         flags += [parameter.requires_grad for parameter in self._leaves]
         return [flags, *[get(held) for held, get in self._settings]]
 
 
 def _is_harmless(hook: Any) -> bool:
-    """Whether a graph may leave it out: a check of the data, which the caller makes, or TorchRL's warning."""
+    """True if a graph may omit the hook: a check of the data, made by the caller, or TorchRL's warning."""
     return hook is updater_warning or getattr(hook, "only_checks", False)
 
 
 def pointers(tensors: Sequence[Tensor]) -> list[int]:
-    """Where the tensors lie."""
+    """The addresses of the tensors."""
     return [tensor.data_ptr() for tensor in tensors]

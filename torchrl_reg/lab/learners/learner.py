@@ -1,4 +1,4 @@
-"""What all learners share: the ranges of their settings, and everything around a loss that learns from batches."""
+"""The base of all learners: ranges of settings, and the update, schedules and checkpoint around a loss."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Learning:
 
 
 def planned_updates(settings: Mapping[str, Any]) -> int | None:
-    """How many updates a run makes; None where ``settings`` do not determine it."""
+    """The number of updates of a run; None if ``settings`` do not determine it."""
     if not {"total_frames", "update_every_frames"} <= settings.keys():
         return None
     learning = max(0, settings["total_frames"] - settings.get("learning_starts_frames", 0))
@@ -106,8 +106,8 @@ class Learner:
             for minibatch in learner.minibatches():
                 run.record(learner.update(minibatch))
 
-    A checkpoint holds all that it owns: every attribute and every schedule with ``state_dict`` and ``load_state_dict``,
-    whoever set it before :meth:`collect`.
+    A checkpoint holds every attribute and every schedule that has ``state_dict`` and ``load_state_dict`` when
+    :meth:`collect` is called.
 
     Args:
         run: clock, folder and record.
@@ -121,7 +121,7 @@ class Learner:
 
     Attributes:
         update: ``update(minibatch)``, see :func:`~torchrl_reg.lab.make_update`.
-        schedules: what is stepped after each batch, by default what ``algo`` asks for. Append to it, or replace it: a
+        schedules: what is stepped after each batch, by default as set by ``algo``. Append to it, or replace it: a
             :class:`LinearSchedule` of a temperature, torch's learning-rate schedulers (by a batch, once learning has
             started), TorchRL's exploration modules (by the frames of a batch), or anything with ``step(run)``.
     """
@@ -166,11 +166,11 @@ class Learner:
         self.schedules: list[Any] = []
 
     def planned_updates(self) -> int | None:
-        """How many updates the run makes; None where its settings do not determine it."""
+        """The number of updates of the run; None if its settings do not determine it."""
         return planned_updates(vars(self.algo))
 
     def parts(self) -> dict[str, Any]:
-        """What a checkpoint holds, by name."""
+        """Name -> object with a state that a checkpoint holds."""
         scheduled = {f"schedule_{number}": one for number, one in enumerate(self.schedules)}
         owned = {name: part for name, part in vars(self).items() if part is not self.run} | scheduled
         return {

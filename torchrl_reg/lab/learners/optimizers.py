@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer, RAdam, RMSprop
 from torchrl_reg.compat import flatten_tensors, has_step_hooks
 from torchrl_reg.modules.ensembles import stack_as_views
 
-#: What ``algo.optimizer`` may say.
+#: Values of ``algo.optimizer``.
 OPTIMIZERS = ("adam", "radam", "rmsprop")
 
 
@@ -71,7 +71,7 @@ class FlatRAdam(RAdam):
 
     @torch.no_grad()
     def clipped_step(self, max_norm: float) -> Tensor:
-        """One step of a single group along gradients scaled to ``max_norm`` at most; their norm before that.
+        """One step of a single group along gradients clipped to ``max_norm``; returns their norm before clipping.
 
         ``parameter.grad`` stays as it is. The norm is summed over one vector, torch's parameter by parameter.
         """
@@ -125,7 +125,7 @@ class TracedAdam:
 
     @staticmethod
     def fits(optimizer: Optimizer) -> bool:
-        """Whether ``optimizer.step()`` is that of a plain fused Adam or AdamW now."""
+        """True if ``optimizer.step()`` is that of a plain fused Adam or AdamW."""
         if type(optimizer) not in (Adam, AdamW) or has_step_hooks(optimizer):
             return False
         return all(
@@ -134,7 +134,7 @@ class TracedAdam:
         )
 
     def settings(self) -> list[Any]:
-        """What a graph holds fixed."""
+        """The settings that a graph holds fixed."""
         return [[len(group["params"]), *(group[name] for name in _FIXED)] for group in self._optimizer.param_groups]
 
     def tensors(self) -> list[Tensor]:
@@ -198,7 +198,7 @@ class TracedAdam:
 
 
 def _place_of_learnt(parameters: Sequence[Tensor]) -> int:
-    """Of the first one that is not frozen."""
+    """The index of the first parameter that is not frozen."""
     return next((place for place, parameter in enumerate(parameters) if parameter.requires_grad), 0)
 
 

@@ -1,4 +1,4 @@
-"""Learning from rollouts, each used for some epochs and thrown away: hyperparameters, and all around the loss."""
+"""Learning from rollouts, each used for some epochs and discarded: hyperparameters and learner."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ class RolloutLearner(Learner):
             self.anneal_learning_rate()
 
     def planned_updates(self) -> int:
-        """How many updates the run makes."""
+        """The number of updates of the run."""
         algo = self.algo
         per_rollout = algo.epochs * (algo.num_envs * algo.collect_steps // algo.batch_size)
         return -(-algo.total_frames // self.frames_per_batch) * per_rollout
 
     def store(self, batch: TensorDictBase) -> None:
-        """Keeps the rows of a rollout, in place of the last one, with their targets; clips and scales its rewards."""
+        """Stores the rows of a rollout and their targets in place of the last; clips and scales its rewards."""
         scale_rewards(self.algo, batch)
         self.loss.value_estimator(batch)
         self._rows = {key: batch.get(key).flatten(0, 1) for key in self.loss.in_keys}

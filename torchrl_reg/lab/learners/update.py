@@ -29,7 +29,7 @@ from torchrl_reg.lab.seeds.workers import current_worker
 Update: TypeAlias = Callable[[TensorDictBase], MutableMapping[str, Tensor]]
 #: Minibatch in, entries of the loss out; the gradients of their sum are then in ``parameter.grad``.
 Gradients: TypeAlias = Callable[[TensorDictBase], Mapping[str, Tensor]]
-#: Takes whether updates are compiled, again where they turn out not to be.
+#: Called with whether updates are compiled; again with False if compiling fails.
 Report: TypeAlias = Callable[[bool], None]
 Call = TypeVar("Call", bound=Callable[..., Any])
 #: Number of updates beyond which compiling a fully connected network saves more time than it takes.
@@ -63,7 +63,7 @@ def make_update(
     ``compile`` makes one compiled graph of the losses, their gradients, the clip, the step of a fused Adam and a
     :class:`~torchrl_reg.objectives.PolyakTargetUpdate`, equal to eager PyTorch up to the order of summation; other
     optimizers and updaters step outside. What has no graph is eager, with a message. None: if that pays off over
-    ``updates`` updates, see :func:`worth_compiling`. ``report(compiled)`` says which it is. With ``bf16`` networks
+    ``updates`` updates, see :func:`worth_compiling`. ``report(compiled)`` gets the choice. With ``bf16`` networks
     compute in bfloat16 (autocast), and targets, losses, parameters and their gradients stay float32. ``cudagraphs``
     captures everything except the target update and the priorities: both depend on host counters, which a graph would
     freeze. Learning rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler,
@@ -89,8 +89,9 @@ def make_update(
     if whole:
         polyak = target if hasattr(target, "traced_step") else None  # the others count on the host
         target = None if polyak is not None else target
-        options: dict[str, Any] = {"asked_for": bool(compile), "bf16": bf16, "report": report}
-        step = _one_graph(step, loss, optimizer, polyak, max_grad_norm, priority_key, **options)
+        step = _one_graph(
+            step, loss, optimizer, polyak, max_grad_norm, priority_key, required=bool(compile), bf16=bf16, report=report
+        )
     if cudagraphs:
         step = _as_cuda_graph(step, optimizer, device)
 
@@ -127,7 +128,7 @@ def _gradient_step(
     bf16: bool = False,
     report: Report = lambda _: None,
 ) -> Update:
-    """``compile=None`` compiles, but nobody asked for it."""
+    """``compile=None``: compile; fall back on eager PyTorch after any error, with a message."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     make_gradients = partial(_gradients, compile=compile, bf16=bf16, report=report)
     gradients, step_optimizer = make_gradients(loss, parameters, priority_key), OptimizerStep(optimizer)
@@ -173,9 +174,9 @@ def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> 
 
 
 def worth_compiling(loss: LossModule, updates: int | None, device: torch.device) -> bool:
-    """Whether a compiled graph saves more time over ``updates`` updates than compiling takes (5 to 60 s).
+    """True if a compiled graph saves more time over ``updates`` updates than compiling takes (5 to 60 s).
 
-    It does on a CPU for networks without convolutions, whose updates take a third of the time, from
+    So it is on a CPU for networks without convolutions, whose updates take a third of the time, from
     :data:`MANY_UPDATES` on. Convolutions gain nothing there; GPUs have not been measured.
     """
     convolutions = any(parameter.ndim >= 4 for parameter in loss.parameters())
@@ -191,7 +192,7 @@ def _gradients(
     bf16: bool,
     report: Report = lambda _: None,
 ) -> Gradients:
-    """Forward, then ``backward()``; as one graph unless ``compile`` is False (None: though nobody asked for it)."""
+    """Forward, then ``backward()``; as one graph unless ``compile`` is False (None: eager after any error)."""
 
     def eager(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
         with _precision(bf16, minibatch):
@@ -222,7 +223,7 @@ def _gradients(
             parameter.grad = gradient
         return losses
 
-    return _where_possible(in_graph, eager, loss, report, asked_for=bool(compile))
+    return _where_possible(in_graph, eager, loss, report, required=bool(compile))
 
 
 def _losses_and_gradients(
@@ -237,9 +238,9 @@ def _losses_and_gradients(
     return {name: value.detach() for name, value in losses.items()}, aligned
 
 
-def _where_possible(in_graph: Call, eager: Call, loss: Any, report: Report, *, asked_for: bool) -> Call:
+def _where_possible(in_graph: Call, eager: Call, loss: Any, report: Report, *, required: bool) -> Call:
     """``in_graph``, or ``eager`` from the first call on that has no graph, with a message."""
-    failures: type[Exception] = NoGraphError if asked_for else Exception
+    failures: type[Exception] = NoGraphError if required else Exception
     check = getattr(loss, "check_data", lambda _: None)  # a graph has no checks of its data
     failed = False
 
@@ -273,7 +274,7 @@ def _one_graph(
     max_grad_norm: float | None,
     priority_key: NestedKey | None,
     *,
-    asked_for: bool,
+    required: bool,
     bf16: bool,
     report: Report,
 ) -> Update:
@@ -320,7 +321,7 @@ def _one_graph(
             return by_eager_pytorch(minibatch)
         return graphs(minibatch)[0]
 
-    return _where_possible(in_graph, by_eager_pytorch, loss, report, asked_for=asked_for)
+    return _where_possible(in_graph, by_eager_pytorch, loss, report, required=required)
 
 
 def _scalars(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -329,12 +330,12 @@ def _scalars(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _priority(minibatch: TensorDictBase, key: NestedKey | None) -> dict[str, Tensor]:
-    """The priorities that a loss has written there; nothing without a ``key``."""
+    """The priorities that the loss wrote into the minibatch; empty without a ``key``."""
     return {} if key is None else {"priority": minibatch.get(key)}
 
 
 def _clipped(gradients: Sequence[Tensor | None], max_norm: float) -> tuple[list[Tensor | None], Tensor]:
-    """Scaled to the norm ``max_norm`` at most, as ``clip_grad_norm_`` does; and their norm before that."""
+    """The gradients clipped to the norm ``max_norm``, as by ``clip_grad_norm_``, and their norm before clipping."""
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients if gradient is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)

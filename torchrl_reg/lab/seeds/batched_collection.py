@@ -1,4 +1,4 @@
-"""Batches collected for all seeds in one pass: their environments as one, their Q-networks as one stacked network.
+"""Batches collected for all seeds in one pass: environments stepped as one, Q-networks stacked.
 
 Shapes: ``S`` collectors of ``N`` environments each, ``T`` steps per environment in a batch.
 """
@@ -17,21 +17,22 @@ from torch import Tensor, nn
 
 from torchrl_reg.collectors.fast import FastCollector
 from torchrl_reg.compat import has_hooks
-from torchrl_reg.lab.seeds.batched_update import shared_stack
+from torchrl_reg.lab.seeds.batched_update import loss_stack
 from torchrl_reg.lab.seeds.workers import Worker
 from torchrl_reg.modules.acting import State, has_plain
 from torchrl_reg.modules.ensembles import stack_layers
 from torchrl_reg.modules.layers import layer_by_layer
 
-#: The random numbers ``[T, N]`` of one collector's batch: where it explores, and the action if so.
+#: Random numbers ``[T, N]`` of one collector's batch: whether it explores, and the random action.
 Draws = tuple[Tensor, Tensor]
-_Share = tuple[FastCollector, Draws]
+_SeedBatch = tuple[FastCollector, Draws]
 
 
 def batched_collection(worker: Worker, collector: Any) -> Iterator[TensorDictBase]:
-    """The batches of ``collector``, collected together with those of the other workers where that is possible."""
+    """The batches of ``collector``, collected in one pass with those of the other workers where possible."""
     batched = worker.shared("collection", lambda: _BatchedCollection(worker))
-    batches, draw = iter(collector), None
+    batches = iter(collector)
+    draw: Callable[[], Draws] | None = None
     while True:
         batch = None
         if isinstance(collector, FastCollector) and batched.is_possible(collector):
@@ -46,43 +47,43 @@ def batched_collection(worker: Worker, collector: Any) -> Iterator[TensorDictBas
 
 
 class _BatchedCollection:
-    """Collects for all workers, as long as none has finished and all losses are stacked."""
+    """Collects for all workers while all are running and their losses are stacked."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker, self._stack = worker, shared_stack(worker)  # that of any worker: each has the number of all
-        self._refused = False
-        self._held: tuple[object, StackedCollector] | None = None  # with the stack that its network is of
+        self._worker, self._stack = worker, loss_stack(worker)  # any worker: it is read for `companions` only
+        self._unsupported = False
+        self._cached: tuple[object, StackedCollector] | None = None  # with the stack of its network
 
     def is_possible(self, collector: FastCollector) -> bool:
-        """True where it is worth waiting for the others."""
-        possible = not self._refused and self._stack.stacked is not None and self._worker.companions > 1
-        if possible and self._held is None:
+        """True if the other workers can collect together with ``collector``."""
+        possible = not self._unsupported and self._stack.stacked is not None and self._worker.companions > 1
+        if possible and self._cached is None:
             try:
                 drawing(collector)
             except ValueError:
-                self._refused = True
-        return possible and not self._refused
+                self._unsupported = True
+        return possible and not self._unsupported
 
-    def __call__(self, shares: list[_Share]) -> Sequence[TensorDictBase | None]:
-        """The batch of each worker; None for those that must collect on their own."""
-        collectors, stacked = [collector for collector, _ in shares], self._stack.stacked
-        if len(shares) == self._worker.companions == len(self._stack.losses):
+    def __call__(self, seeds: list[_SeedBatch]) -> Sequence[TensorDictBase | None]:
+        """The batch of each worker; None for those that must collect alone."""
+        collectors, stacked = [collector for collector, _ in seeds], self._stack.stacked
+        if len(seeds) == self._worker.companions == len(self._stack.losses):
             try:
-                if self._held is None or self._held[0] is not stacked or self._held[1].collectors != collectors:
-                    self._held = stacked, StackedCollector(collectors, stacked.parameter)
-                return self._held[1].batches([draws for _, draws in shares]).split(collectors[0].num_envs)
+                if self._cached is None or self._cached[0] is not stacked or self._cached[1].collectors != collectors:
+                    self._cached = stacked, StackedCollector(collectors, stacked.parameter)
+                return self._cached[1].batches([draws for _, draws in seeds]).split(collectors[0].num_envs)
             except ValueError:
-                self._refused = True
-        return [None] * len(shares)
+                self._unsupported = True
+        return [None] * len(seeds)
 
 
 def drawing(collector: FastCollector) -> Callable[[], Draws]:
-    """A function that draws the random numbers for the next batch of ``collector`` as its policy would draw them.
+    """A function that draws the random numbers of the next batch of ``collector``, in the order of its policy.
 
     Raises:
-        ValueError: its policy is not epsilon-greedy in a Q-network.
+        ValueError: the policy is not epsilon-greedy in a Q-network.
     """
-    _, exploration = _parts(collector)
+    _, exploration = _actor_and_exploration(collector)
     steps = collector.frames_per_batch // collector.num_envs
 
     def batch() -> Draws:
@@ -93,36 +94,36 @@ def drawing(collector: FastCollector) -> Callable[[], Draws]:
 
 
 class StackedCollector(FastCollector):
-    """Collects for several collectors at once; each continues as if it had collected on its own.
+    """Collects for several collectors at once; each continues as if it had collected alone.
 
     Args:
-        collectors: alike, with epsilon-greedy policies.
-        whole: gives the parameter ``[S, ...]`` of which a policy's is a view
+        collectors: collectors of one configuration, with epsilon-greedy policies.
+        whole: function from a policy's parameter to the parameter ``[S, ...]`` that it is a view of
             (:meth:`~torchrl_reg.objectives.stacked.StackedLoss.parameter`).
 
     Raises:
-        ValueError: a policy's parameters are not among the stacked ones, or it is no epsilon-greedy one.
+        ValueError: a policy's parameters are not among the stacked ones, or a policy is not epsilon-greedy.
     """
 
     def __init__(self, collectors: Sequence[FastCollector], whole: Callable[[nn.Parameter], nn.Parameter]) -> None:
-        vars(self).update(vars(collectors[0]))  # devices, types
-        self.collectors, self._hooks = list(collectors), [hooks for each in collectors for hooks in each._hooks]
+        vars(self).update(vars(collectors[0]))  # devices, dtypes
+        self.collectors, self._hooks = list(collectors), [hooks for one in collectors for hooks in one._hooks]
         self._bind_policy()
         self.num_envs = sum(collector.num_envs for collector in collectors)
         self.frames_per_batch = sum(collector.frames_per_batch for collector in collectors)
         self._vector: Any = _VectorGroup([collector._vector for collector in collectors])
-        actor, self._exploration = _parts(collectors[0])
+        actor, self._exploration = _actor_and_exploration(collectors[0])
         stacked = _ForEachSeed(_stacked_network(actor.network, whole), len(collectors))
-        self._actor = copy.deepcopy(actor, {id(actor.network): stacked})  # with that network in place of its own
+        self._actor = copy.deepcopy(actor, {id(actor.network): stacked})  # a copy with the stacked network
 
     def _bind_policy(self) -> None:
-        """Refuses hooks that were put on a policy since."""
-        for each in self.collectors:
-            _parts(each)
+        """Raises ``ValueError`` for hooks registered on a policy since, which one stacked network would not call."""
+        for collector in self.collectors:
+            _actor_and_exploration(collector)
         self._hook_counts, self._act = list(map(len, self._hooks)), self._act_for_all
 
     def batches(self, draws: Sequence[Draws]) -> TensorDict:
-        """``[S * N, T]``, collector by collector, made with the random numbers ``draws``."""
+        """A batch ``[S * N, T]``, collector by collector, from the random numbers ``draws``."""
         self._draws = zip(*(torch.cat(column, 1) for column in zip(*draws, strict=True)), strict=True)
         self._observation = torch.cat([collector._observation for collector in self.collectors])
         self._returns = np.concatenate([collector._returns for collector in self.collectors])
@@ -138,7 +139,7 @@ class StackedCollector(FastCollector):
 
 
 class _ForEachSeed(nn.Module):
-    """A stacked network of inputs ``[S * N, ...]``, seed by seed."""
+    """A stacked network applied to inputs ``[S * N, ...]``, seed by seed."""
 
     def __init__(self, stacked: nn.Module, seeds: int) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class _ForEachSeed(nn.Module):
 
 
 class _VectorGroup:
-    """Vector environments as one: stepped in turn or, those that can be ``joined``, together inside ``with``."""
+    """Vector environments as one, stepped in turn; inside ``with`` together, if they have ``joined``."""
 
     def __init__(self, vectors: Sequence[VectorEnv]) -> None:
         bounds = np.cumsum([0, *(vector.num_envs for vector in vectors)]).tolist()
@@ -186,20 +187,24 @@ class _VectorGroup:
         return first, {}
 
 
-def _parts(collector: FastCollector) -> tuple[Any, Any]:
-    """Its policy's actor, whose ``network`` can be another, and its exploration, which can ``draw`` beforehand."""
+def _actor_and_exploration(collector: FastCollector) -> tuple[Any, Any]:
+    """The policy's actor, whose ``network`` can be replaced, and its exploration, which can ``draw`` in advance.
+
+    Raises:
+        ValueError: the policy has other parts, or hooks.
+    """
     policy: Any = collector.policy
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     parts = list(getattr(policy, "module", ())) if modules else []
-    plain = len(parts) == 2 and all(has_plain(type(each)) for each in (policy, *parts))  # type: ignore[arg-type]
+    plain = len(parts) == 2 and all(has_plain(type(module)) for module in (policy, *parts))  # type: ignore[arg-type]
     separate = plain and hasattr(parts[0], "network") and hasattr(parts[1], "draw") and not parts[1].action_mask_key
-    if not separate or any(has_hooks(each) or getattr(each, "draws", False) for each in modules):
+    if not separate or any(has_hooks(module) or getattr(module, "draws", False) for module in modules):
         raise ValueError("policy must be epsilon-greedy in a Q-network, without masks or hooks, got another.")
     return parts[0], parts[1]
 
 
 def _stacked_network(network: nn.Module, whole: Callable[[nn.Parameter], nn.Parameter]) -> nn.Module:
-    """``network`` with stacked layers that hold the stacked parameters."""
+    """``network`` with stacked layers and parameters."""
     stacked = copy.deepcopy(network)
     stack_layers(stacked)
     for name, parameter in network.named_parameters():

@@ -1,8 +1,8 @@
-"""Several tasks in one process: greenlets that synchronize at barriers to batch their computations.
+"""Runs several tasks in one process; greenlets synchronise at barriers to share one batched computation.
 
-One worker runs at a time; its random generators are swapped in and out with it. :meth:`Worker.barrier` suspends a
-worker until every worker waits at some barrier; then one call computes the results of all that wait at the same one.
-Greenlets rather than threads, because on a busy machine every switch of threads waits for the scheduler.
+One worker runs at a time: a greenlet with a call stack of its own, whose random generators are swapped in for its turn.
+A worker that calls :meth:`Worker.barrier` waits until every worker is at a barrier; one call then computes for a group.
+With threads, each turn would wait for the scheduler of a busy machine.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ T = TypeVar("T")
 
 
 class _Barrier(NamedTuple):
-    """A barrier at which a worker waits, and its argument there."""
+    """A barrier at which a worker waits, and its input."""
 
     kind: Hashable
     value: Any
     compute: Callable[[list[Any]], Sequence[Any]]
-    brief: bool
+    reentrant: bool
 
 
 class Worker(greenlet):
-    """A greenlet that runs one of several tasks.
+    """One of several tasks.
 
     Attributes:
-        number: index among the workers.
-        outcome: return value of the task.
-        error: exception of the task, if it raised one.
-        prepare: called before the training loop, so that resumed runs also batch their first computation.
+        number: its place among the workers, from 0.
+        outcome: the return value of its task.
+        error: the exception that its task raised instead.
+        prepare: called before the loop of a run, so that the first batch of a resumed run is computed together, too.
     """
 
     def __init__(self, workers: Workers, number: int, task: Callable[[], Any]) -> None:
         super().__init__()
-        self.gr_context = contextvars.copy_context()  # a greenlet starts with an empty context otherwise
+        self.gr_context = contextvars.copy_context()  # a greenlet starts with an empty one
         self.number = number
         self.outcome: Any = None
         self.error: Exception | None = None
@@ -58,54 +58,54 @@ class Worker(greenlet):
 
     @property
     def count(self) -> int:
-        """Number of workers, finished ones included."""
+        """Number of workers, those that have ended among them."""
         return len(self._workers.workers)
 
     def shared(self, name: str, make: Callable[[], T]) -> T:
-        """The object shared by all workers under ``name``, created by ``make`` on the first call."""
+        """The object that all workers share under ``name``; the first call makes it."""
         shared = self._workers.shared
         if name not in shared:
             shared[name] = make()
         return shared[name]
 
     def barrier(
-        self, kind: Hashable, value: T, compute: Callable[[list[T]], Sequence[Any]], *, brief: bool = False
+        self, kind: Hashable, value: T, compute: Callable[[list[T]], Sequence[Any]], *, reentrant: bool = False
     ) -> Any:
-        """Waits for the other workers; ``compute`` gets the values of those at the same ``kind``, ordered by number.
+        """Waits for the others; ``compute`` gets the values of the workers at the same ``kind``, by worker number.
 
-        Returns this worker's element of the result of ``compute``, or raises its exception. ``brief`` barriers open
-        before others at which workers already wait. After one, Python's ``random`` may hold the state of another worker
-        until the next barrier that is not brief.
+        Returns this worker's element of the result; an exception of ``compute`` is raised in each of these workers.
+        A ``reentrant`` barrier, passed several times between two others, opens first, while some workers already wait
+        at another. After one, Python's ``random`` may hold another worker's state until the next other barrier.
         """
-        self.waits_at = _Barrier(kind, value, compute, brief)
-        successor = self._workers.next_after(self)
-        if successor is not self:
+        self.waits_at = _Barrier(kind, value, compute, reentrant)
+        following = self._workers.next_after(self)
+        if following is not self:
             self._generators.save()
-            successor.switch()
-            self._generators.restore()
-        if not brief:
+            following.switch()
+            self._generators.load()
+        if not reentrant:
             self.take_python_generator()
-        result, error = self._result
+        result, failure = self._result
         self._result = None, None
-        if error is not None:
-            raise error
+        if failure is not None:
+            raise failure
         return result
 
     def take_python_generator(self) -> None:
-        """Loads this worker's state into Python's ``random``; 10 times as slow as for the other generators."""
+        """Loads this worker's state into Python's ``random``; ten times slower than for the other generators."""
         holder, self._workers.python_holder = self._workers.python_holder, self
         if holder is not self:
             if holder is not None:
                 holder.python_state = random.getstate()
             random.setstate(self.python_state)
 
-    def leave_barrier(self, result: Any, error: Exception | None) -> None:
-        """Makes this worker runnable, with the result or exception of its barrier."""
-        self.waits_at, self._result = None, (result, error)
+    def leave_barrier(self, result: Any, failure: Exception | None) -> None:
+        """Makes this worker runnable again."""
+        self.waits_at, self._result = None, (result, failure)
 
     def run(self) -> Worker:
-        """Runs the task; KeyboardInterrupt and exceptions of signal handlers propagate to ``Workers.run``."""
-        self._generators.restore()
+        """Runs the task; KeyboardInterrupt and signals propagate to ``Workers.run``."""
+        self._generators.load()
         self.take_python_generator()
         try:
             self.outcome = self._task()
@@ -129,28 +129,28 @@ class Workers:
         self.workers = [Worker(self, number, task) for number, task in enumerate(tasks)]
 
     def run(self) -> list[Worker]:
-        """Returns all workers when they have finished, each with its ``outcome`` or ``error``.
+        """Returns all workers once they have finished, each with its ``outcome`` or ``error``.
 
-        A KeyboardInterrupt or another exception that is no ``Exception`` ends all of them.
+        Anything but an ``Exception`` in one (Ctrl-C, a signal) ends them all.
         """
-        caller, python_state = _Generators(), random.getstate()
-        caller.save()
-        successor: Worker | None = self.workers[0]
+        before, python_before = _Generators(), random.getstate()
+        before.save()
+        following: Worker | None = self.workers[0]
         try:
-            while successor is not None:
-                successor = self.next_after(successor.switch())  # switch returns the worker that has finished
+            while following is not None:
+                following = self.next_after(following.switch())  # returns the finished worker
         except BaseException:
             for worker in self.workers:
                 if worker:  # started and not finished
                     worker.throw()
             raise
         finally:
-            caller.restore()
-            random.setstate(python_state)
+            before.load()
+            random.setstate(python_before)
         return self.workers
 
     def next_after(self, worker: Worker) -> Any:
-        """The worker to run next: ``worker`` if it is runnable, else one after it; None when all have finished."""
+        """The worker with the next turn: ``worker`` if runnable, else the next that is; None once all have finished."""
         ordered = [*self.workers[worker.number :], *self.workers[: worker.number]]
         running = [other for other in ordered if not other.dead]
         runnable = next((other for other in running if other.waits_at is None), None)
@@ -160,13 +160,13 @@ class Workers:
         return runnable
 
     def _open_barrier(self) -> None:
-        """Computes for the workers at one barrier, a brief one first, so that all workers reach the other barriers."""
+        """Computes for the workers at one barrier: a reentrant one if there is any, so that all reach the others."""
         waiting = [(worker, worker.waits_at) for worker in self.workers if worker.waits_at is not None]
-        opened = next((barrier for _, barrier in waiting if barrier.brief), waiting[0][1])
-        group = [(worker, barrier.value) for worker, barrier in waiting if barrier.kind == opened.kind]
+        first = next((barrier for _, barrier in waiting if barrier.reentrant), waiting[0][1])
+        group = [(worker, barrier.value) for worker, barrier in waiting if barrier.kind == first.kind]
         failure, results = None, [None] * len(group)
         try:
-            results = list(opened.compute([value for _, value in group]))
+            results = list(first.compute([value for _, value in group]))
         except Exception as error:
             failure = error
         for (worker, _), result in zip(group, results, strict=True):
@@ -174,24 +174,24 @@ class Workers:
 
 
 def current_worker() -> Worker | None:
-    """The worker of the calling code, if any."""
+    """The worker that runs the calling code, if any."""
     current = getcurrent()
     return current if isinstance(current, Worker) else None
 
 
 class _Generators:
-    """State of the global torch and NumPy generators of a worker while another one runs."""
+    """The global torch and NumPy generators of one worker, saved while another has its turn."""
 
     def __init__(self) -> None:
         self.save()
-        # NumPy's global generator is replaced as an object: copying its state is 10 times as slow.
+        # NumPy's global generator is swapped as a whole: copying its state takes ten times as long.
         self._numpy: Any = np.random.MT19937(0)
 
     def save(self) -> None:
         self._torch, self._numpy = torch.get_rng_state(), np.random.get_bit_generator()  # type: ignore[attr-defined]
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
-    def restore(self) -> None:
+    def load(self) -> None:
         torch.set_rng_state(self._torch)
         np.random.set_bit_generator(self._numpy)  # type: ignore[attr-defined]
         if self._cuda:
