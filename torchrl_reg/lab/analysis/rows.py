@@ -22,6 +22,7 @@ import numpy as np
 from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.run.folder import with_targets
 
 Row = dict[str, Any]
 #: Points of a curve, and its columns: the first of each that a run has.
@@ -245,7 +246,7 @@ def record_of(row: Row, path: Path) -> RunRecord:
         recipe=row["method"],
         env=row["env"],
         seed=row["seed"],
-        config=row["config"],
+        config=with_targets(row["config"]),
         starts=starts,
         done={"frames": frames, "wall_seconds": row["wall_seconds"]},
         command=row["settings"],
