@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from torchrl_reg.lab.analysis import find_runs
-from torchrl_reg.lab.analysis.rows import digest, read_rows, row_of, write_rows
+from torchrl_reg.lab.analysis.rows import digest, read_rows, record_of, row_of, write_rows
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
 
@@ -89,6 +89,15 @@ def test_rows_stand_for_their_runs(runs: Path, tmp_path: Path, capsys: pytest.Ca
     run = find_runs(path)[-1]
     np.testing.assert_allclose(run.training("return_last_100")[0][[0, -1]], [20, 400])
     assert run.config["algo.only"] == [1, 2] and "algo.only" not in find_runs(path)[0].config
+
+
+def test_saved_rows_of_before_group_with_new_runs(runs: Path) -> None:
+    """Their objects were named by ``path: module:Name``; beside ``_target_`` a method would be two."""
+    row = row_of(find_runs([runs])[0])
+    row["config"] |= {"head.path": "torchrl_reg.objectives.heads:Categorical", "shaping.path": None}
+    config = record_of(row, runs).config
+    assert config["head._target_"] == "torchrl_reg.objectives.heads.Categorical"
+    assert not any(name.endswith(".path") for name in config)
 
 
 def test_unfinished_runs_and_damaged_files_are_one_sentence(runs: Path, tmp_path: Path, capsys) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.run.folder import with_targets
 
 Row = dict[str, Any]
 #: Points of a curve, and for each curve the columns to read it from, of which the first present is used.
@@ -247,7 +248,7 @@ def record_of(row: Row, path: Path) -> RunRecord:
         recipe=row["method"],
         env=row["env"],
         seed=row["seed"],
-        config=row["config"],
+        config=with_targets(row["config"]),
         starts=starts,
         done={"frames": frames, "wall_seconds": row["wall_seconds"]},
         command=row["settings"],
