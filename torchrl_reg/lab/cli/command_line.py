@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import typed_words
-from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, quoted_overrides
+from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, options_first, quoted_overrides
 from torchrl_reg.lab.cli.sentences import sentence
 from torchrl_reg.lab.errors import Interrupted, stop_behind, user_sentence
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
@@ -120,7 +120,7 @@ class _CommandLine:
         with self._sentences():
             if self.words == ["--check"]:
                 return self._check(json.load(sys.stdin))
-            sys.argv[1:] = quoted_overrides(self.words, self.config_class)
+            sys.argv[1:] = options_first(quoted_overrides(self.words, self.config_class))
             if {"--help", "-h"} & set(self.words):
                 composed = self._composed([word for word in sys.argv[1:] if not word.startswith("-")])
                 return print(help_text(self.config_class, self.train, self.conf, composed))

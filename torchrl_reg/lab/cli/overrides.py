@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser  # Hydra's options have no public list
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_reg.lab.cli.groups import field_types
@@ -20,15 +21,13 @@ _UNNAMED = (
     *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
     *("run.video_every_frames", "env"),
 )
-# Hydra's options that have a value.
-_OPTIONS = ("cfg", "package", "config-path", "config-name", "config-dir", "info", "experimental-rerun")
 
 
 def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
     """``words`` in Hydra's grammar: a ``run.dir`` that contains ``=`` quoted, ``1e6`` of an integer setting as digits.
 
     Raises:
-        UserError: a setting is written as an option (``--tau=1``), or a preset comes without a method.
+        UserError: a preset comes without a method.
 
     >>> from torchrl_reg.lab import RecipeConfig
     >>> quoted_overrides(["run.dir=results/dqn/seed=0", "run.log_every_frames=1e4", "-m"], RecipeConfig)
@@ -38,9 +37,7 @@ def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
     sweeping = bool({"-m", "--multirun"} & set(words))
     quoted = []
     for word in words:
-        name, equals, value = word.partition("=")
-        if word.startswith("-") and equals and name.lstrip("-") not in _OPTIONS:
-            raise UserError(f"{word} is not an option; settings are written name=value, without dashes.")
+        name, _, value = word.partition("=")
         if name == "run.dir":
             word = _quoted(word, sweeping)
         elif _is_integer(kinds.get(name)):
@@ -48,6 +45,28 @@ def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
         quoted.append(word)
     _check_preset(words, config_class)
     return quoted
+
+
+def options_first(words: Sequence[str]) -> list[str]:
+    """``words`` with Hydra's options before the overrides: between them, argparse refuses what follows.
+
+    Raises:
+        UserError: an option that does not exist or lacks its value; argparse would print its usage.
+
+    >>> options_first(["algo.tau=0.1", "-m", "run.seed=0,1"])
+    ['-m', 'algo.tau=0.1', 'run.seed=0,1']
+    """
+
+    def refuse(message: str) -> typing.NoReturn:
+        raise UserError(f"{message}.")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    found, unknown = parser.parse_known_intermixed_args(words)
+    for word in unknown:
+        raise UserError(f"{word} is not an option; settings are written name=value, without dashes.")
+    overrides = list(found.overrides)
+    return [word for word in words if word not in overrides] + overrides
 
 
 def _check_preset(words: Iterable[str], config_class: Any) -> None:

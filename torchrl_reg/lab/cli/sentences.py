@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -57,10 +58,22 @@ def sentence(error: Exception, words: Sequence[str], config_class: type, conf: P
     for word in words:
         if message := unsupported_choice(conf, word, config_class):
             return message
+        if message := _sweep_without_multirun(word, words):
+            return message
     for one in errors:
         if isinstance(one, OmegaConfBaseException) and one.full_key:
             return _setting_error(one, config_class)
     return f"{' '.join(str(error).split()).rstrip('.')}."
+
+
+def _sweep_without_multirun(word: str, words: Sequence[str]) -> str | None:
+    """``run.seed must be one value, got 0,1; -m runs each of them.``"""
+    if word.startswith("-") or {"-m", "--multirun"} & set(words):
+        return None
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        return None
+    return f"{override.key_or_group} must be one value, got {word.partition('=')[2]}; -m runs each of them."
 
 
 def _is_from_hydra(error: Exception) -> bool:

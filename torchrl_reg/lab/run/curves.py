@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from torchrl_reg.lab.analysis.runs import read_run
+from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.metrics import WALL_CLOCK_COLUMNS, read_metrics
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: safe for colour blindness
@@ -50,8 +52,9 @@ def draw_curves(folder: Path) -> Path:
         axes.plot(*_points(train, name), color=_COLORS[0])
         axes.set_title(name, fontsize=9, loc="left")
         _style(axes)
-    run = read_run(folder)
-    figure.suptitle(f"{run.recipe} on {run.env}, seed {run.seed}", fontsize=10)
+    with suppress(UserError):  # a recipe outside this package may have no environment to name
+        run = read_run(folder)
+        figure.suptitle(f"{run.recipe} on {run.env}, seed {run.seed}", fontsize=10)
     path = folder / "curves.png"
     figure.savefig(path, dpi=200)
     return path
