@@ -26,9 +26,9 @@ ROOMS += ("recipes/RESULTS.md", "recipes/NEGATIVE_RESULTS.md", "torchrl_reg/TORC
 ENDINGS = {
     "README.md-0": "assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())",
     "README.md-1": "assert episodes['action'].shape[0] == 4",
-    "torchrl_reg/GUIDE.md-1": "assert len(buffer) == total_frames - 2 and len(returns) == 10",
-    "torchrl_reg/GUIDE.md-2": "assert len(buffer) == total_frames and len(returns) == 10",
-    "torchrl_reg/GUIDE.md-4": "import pathlib; assert pathlib.Path('results/long_pole/done.json').is_file()",
+    "torchrl_reg/GUIDE.md-3": "assert len(buffer) == total_frames - 2 and len(returns) == 10",
+    "torchrl_reg/GUIDE.md-4": "assert len(buffer) == total_frames and len(returns) == 10",
+    "torchrl_reg/GUIDE.md-6": "import pathlib; assert pathlib.Path('results/long_pole/done.json').is_file()",
 }
 
 
