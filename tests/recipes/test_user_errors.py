@@ -102,6 +102,10 @@ BAD = {
     "ments env.name=mountaincar_continuous env.game=''": "env.name must be one of gridworld, minatar, atari, cartpole",
     "ments plan=cartpole algo.policy=nowhere": "nowhere must be a run folder or an exported one",
     "ments_trees algo.depth=[40]": "must be at most 1e8 leaves, got",
+    "m_dqn --nope": "--nope is not an option; settings are written name=value, without dashes.",
+    "m_dqn --cfg": "argument --cfg/-c: expected one argument.",
+    "m_dqn run.seed=0,1": "run.seed must be one value, got 0,1; -m runs each of them.",
+    "m_dqn algo.taau=1 -m run.seed=0,1": "did you mean algo.tau?",
     "mirl_grid algo.mirl.prior_rat=0.1": "did you mean algo.mirl.prior_rate?",
 }
 

@@ -375,10 +375,10 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def markdown_text(name: str) -> str:
-    """``name`` escaped for a Markdown table, which would interpret HTML.
+    r"""``name`` escaped for a Markdown table, which would interpret HTML.
 
     >>> markdown_text("a|b <img>")
-    'a\\\\|b &lt;img>'
+    'a\\|b &lt;img>'
     """
     return name.replace("|", r"\|").replace("&", "&amp;").replace("<", "&lt;")
 
