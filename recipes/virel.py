@@ -33,6 +33,7 @@ class Algo(PolicyLearning):
     exponent: float = 2.0  # p of the Bellman error [C]
     error_rate: float = 0.01  # of the running average of the Bellman error, per update; 1 in [C]: the last batch alone
     error_batch: int | None = None  # transitions of the error, once replay holds more; null: the minibatch; 4096 in [C]
+    error_network: str = "target"  # on whose value it bootstraps: target, or online [C]
     tau_min: float = 1e-3  # floor of the temperature, reward units; ours
     tau_max: float = 1e30  # upper bound of the temperature, reward units; ours
     value_network: bool = False  # critics bootstrap on a value network instead of sampled actions [C]
@@ -49,6 +50,8 @@ class Algo(PolicyLearning):
         require(1 <= self.exponent < math.inf, "algo.exponent", "finite and >= 1", self.exponent)
         require(0 < self.error_rate <= 1, "algo.error_rate", "in (0, 1]", self.error_rate)
         require(self.error_batch is None or self.error_batch >= 1, "algo.error_batch", ">= 1 or null", self.error_batch)
+        network = self.error_network
+        require(network in ("target", "online"), "algo.error_network", "target or online", network)
         require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
         require(self.tau_max >= self.tau_min, "algo.tau_max", f">= {self.tau_min}", self.tau_max)
         require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
@@ -93,6 +96,7 @@ def train(cfg: Config) -> Path:
         tau_min=algo.tau_min,
         tau_max=algo.tau_max,
         mode=algo.mode,  # type: ignore[arg-type]
+        error_network=algo.error_network,  # type: ignore[arg-type]
     ).make_value_estimator(gamma=algo.gamma)
     target = PolyakTargetUpdate(loss, rate=algo.target_rate)
 

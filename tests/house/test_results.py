@@ -70,6 +70,14 @@ def test_the_rows_are_small_and_each_says_where_it_comes_from(rows: dict) -> Non
     assert not [row for row in rows["before"] if "curve" in row]
 
 
+def test_tests_and_sweeps_that_claims_name_are_there() -> None:
+    for claim in results.read_yaml(ROOT / "recipes/claims.yaml")["claims"]:
+        experiment = claim["experiment"]
+        files = [*experiment.get("tests", ())]
+        files += [f"slurm/conf/sweep/{experiment[key]}.yaml" for key in ("search", "sweep") if key in experiment]
+        assert not [file for file in files if not (ROOT / file).exists()], claim["id"]
+
+
 def test_scores_of_shipped_agents_are_theirs(rows: dict) -> None:
     from torchrl_reg.lab.agents.trained import facts_of, trained_agents
 

@@ -72,6 +72,28 @@ def test_with_a_value_network() -> None:
     torch.testing.assert_close(out["loss_value"], (value - learnt).square().mean())
 
 
+@pytest.mark.parametrize("name", ["virel_value", "virel"])
+def test_the_error_of_the_online_networks(name: str) -> None:
+    """The temperature's error alone bootstraps on them: the value network, else the critics; the losses stay."""
+    case = CASES[name]
+    loss, plain, data = case.loss(error_network="online"), case.loss(), case.batch(9)
+    _, _, next_action = drawn(loss, data)
+    if name == "virel_value":
+        value = loss.value_network.module(data["next", "observation"]).squeeze(-1)
+    else:
+        value = critic_values(loss, data["next", "observation"], next_action).amin(0)
+    delta = (backed_up(data, value) - critic_values(loss, data["observation"], data["action"])).detach()
+    torch.manual_seed(3)
+    torch.randn(9, 2)  # the action at s
+    torch.testing.assert_close(loss.bellman_error(data), delta.square().mean())
+    out, target = called(loss, data.clone()), called(plain, data.clone())
+    assert (out["bellman_error"] - target["bellman_error"]).abs() > 1e-3
+    for key in ("loss_actor", "loss_qvalue", "td_error"):
+        torch.testing.assert_close(out[key], target[key])
+    with pytest.raises(ValueError, match="error_network must be 'target' or 'online', got 'both'"):
+        case.loss(error_network="both")
+
+
 def gradient(value: Tensor, loss: Any, network: str) -> tuple[Tensor, ...]:
     return torch.autograd.grad(value, list(getattr(loss, f"{network}_params").parameters()), retain_graph=True)
 

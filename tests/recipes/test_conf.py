@@ -181,7 +181,7 @@ def judged(words: str, composed: Any) -> dict[str, Any]:
         readers = READ_BY.get(group, {}).get(setting)
         read = readers is None or not names.isdisjoint(readers)
         shown = group not in ("run", "head") or name in ("run.eval_episodes", "head.kappa", *OFF)
-        return shown and read and name not in idle and not name.endswith(".path") and OFF.get(name, ...) != value
+        return shown and read and name not in idle and not name.endswith("._target_") and OFF.get(name, ...) != value
 
     return {name: value for name, value in found.items() if counts(name, value)}
 

@@ -60,12 +60,14 @@ class VIRELLoss(ActorCriticLoss):
         tau_min: floor of the temperature > 0.
         tau_max: its upper bound.
         mode: ``"td"`` or ``"em"``.
+        error_network: on whose value the Bellman error bootstraps: ``"target"``, as the critics do, or ``"online"``,
+            the released form.
         loss_function, reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`ActorCriticLoss`.
 
     Returns (in a TensorDict): ``loss_actor``, ``loss_qvalue``, with a value network ``loss_value``; the detached
-    ``bellman_error`` (mean of ``|td_error|^p``); and detached scalars ``td_error`` (mean absolute), ``value`` (of the
-    policy's actions), ``entropy`` (nats, estimated from one action per state), ``tau``. Writes the priority, the
-    largest squared TD error of the critics ``[*B, 1]``.
+    ``bellman_error`` (mean of ``|td_error|^p``, of ``error_network``); and detached scalars ``td_error`` (mean
+    absolute), ``value`` (of the policy's actions), ``entropy`` (nats, estimated from one action per state), ``tau``.
+    Writes the priority, the largest squared TD error of the critics ``[*B, 1]``.
 
     Raises:
         ValueError: a coefficient out of range, ``mode="em"`` without ``beta_scale`` or with a value network, an actor
@@ -107,11 +109,14 @@ class VIRELLoss(ActorCriticLoss):
         tau_min: float = 1e-4,
         tau_max: float = 1e30,
         mode: Literal["td", "em"] = "td",
+        error_network: Literal["target", "online"] = "target",
         loss_function: LossFunction = "l2",
         **kwargs: Any,
     ) -> None:
         check_actor(actor_network)
         self._check_mode(mode, beta_scale, value_network)
+        if error_network not in ("target", "online"):
+            raise ValueError(f"error_network must be 'target' or 'online', got {error_network!r}.")
         temperature = learnt_temperature(
             tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min, tau_max=tau_max
         )
@@ -124,6 +129,7 @@ class VIRELLoss(ActorCriticLoss):
             **kwargs,
         )
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
+        self.error_network = error_network
         self.make_value_estimator()
 
     def _loss_keys(self) -> list[str]:
@@ -154,7 +160,9 @@ class VIRELLoss(ActorCriticLoss):
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:
         """``E |r + gamma V(s') - Q(s, a)|^p`` over a batch of any size; ``tensordict`` is left as it was."""
         data, mask = self._clean(tensordict)
-        return self._mean_error(self._target(data) - self._predicted(data)[1], mask)
+        critics, prediction = self._predicted(data)
+        online = critics if self.error_network == "online" else None
+        return self._mean_error(self._target(data, online) - prediction, mask)
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -167,7 +175,8 @@ class VIRELLoss(ActorCriticLoss):
 
         target = self._target(data, critics if self.mode == "em" else None)
         loss_qvalue, td_error = self._critic_loss(tensordict, prediction, target.detach(), mask)
-        error, tau = self._mean_error(td_error, mask), self.tau
+        of_error = td_error if self.error_network == "target" else self._target(data, critics) - prediction
+        error, tau = self._mean_error(of_error, mask), self.tau
         if self.mode == "em":
             tau, loss_qvalue = self._literal_m_step(target - prediction, self._q(critics, data, action.detach()), mask)
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau.to(q.dtype) * log_pi - q}
@@ -179,12 +188,13 @@ class VIRELLoss(ActorCriticLoss):
         return self._output(data, losses, mask, rows, {"bellman_error": error}, weighted=["loss_qvalue"])
 
     def _target(self, data: TensorDictBase, online: Any = None) -> Tensor:
-        """``r + gamma V(s') [*B]``; with the gradient of ``online`` critics, if given."""
+        """``r + gamma V(s') [*B]``; given ``online`` critics, of the online networks, with the critics' gradient."""
         following = data.get("next")
         with torch.no_grad():
             if self.value_network is not None:
-                _, delayed = self._bound(data, "value_network")
-                return self._one_step_target(data, self._state_value(delayed, following))
+                bound, delayed = self._bound(data, "value_network")
+                value_network = delayed if online is None else bound
+                return self._one_step_target(data, self._state_value(value_network, following))
             actor, _ = self._bound(data, "actor_network")
             action = distribution(actor.network, following).sample()
             if online is None:

@@ -49,7 +49,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_no_file_has_a_command_run(tmp_path: Path, trust: list[str]) -> None:
     """Not even from a trusted module: only networks are built."""
     said = {"call": "os:system", "args": [f"touch {tmp_path / 'run'}"], "kwargs": {}}
-    with pytest.raises(ValueError, match="must name a class or function with is_rebuildable = True"):
+    with pytest.raises(
+        ValueError, match="must name a class or function marked by torchrl_reg.modules.rebuilding.rebuildable"
+    ):
         rebuild(said, trust=trust)
     assert not (tmp_path / "run").exists()
 
