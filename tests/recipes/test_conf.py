@@ -72,7 +72,8 @@ def fits(name: str, env: str) -> bool:
 
 def choices(name: str) -> list[str]:
     """All that a recipe can be started with: an environment, a preset, a policy or a plan."""
-    found = [f"+paper={preset} {more}" for preset, (names, more) in PRESETS.items() if name in names]
+    method = "+method=dqn " if name == "q_learning" else ""  # which its presets need
+    found = [f"{method}+paper={preset} {more}" for preset, (names, more) in PRESETS.items() if name in names]
     if name == "ments":
         return found + [f"plan={path.stem}" for path in (CONF / "plan").glob("*.yaml")]
     if name in CONTINUOUS:

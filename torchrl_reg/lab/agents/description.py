@@ -163,9 +163,8 @@ def _resolve(path: str, trust: Collection[str]) -> Any:
         return found
     if not (getattr(found, "is_rebuildable", False) is True or found in _ARGUMENTS):
         or_trusted = f", or a module of trust=[{module!r}] (--trust {module})" if is_network else ""
-        raise ValueError(
-            f"call must name a class or function marked by torchrl_reg.modules.rebuilding.rebuildable{or_trusted}, got {path!r}."
-        )
+        marked = "a class or function marked by torchrl_reg.modules.rebuilding.rebuildable"
+        raise ValueError(f"call must name {marked}{or_trusted}, got {path!r}.")
     return found
 
 

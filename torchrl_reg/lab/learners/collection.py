@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, RewardSum, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
@@ -18,8 +17,11 @@ from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.seeds.batched_collection import batched_collection
 from torchrl_reg.lab.seeds.workers import current_worker
 
+if TYPE_CHECKING:
+    from torchrl.collectors import Collector
+
 EPISODE_RETURN = "episode_reward"
-AnyCollector: TypeAlias = Collector | FastCollector
+AnyCollector: TypeAlias = "Collector | FastCollector"
 
 
 def make_collector(
@@ -51,6 +53,8 @@ def make_collector(
         return FastCollector(env, policy, frames_per_batch=steps, policy_device=device, storing_device=storing_device)
     # Given a device, TorchRL's collector copies every step to it, even from the CPU to the CPU.
     copies = {device.type, storing_device.type} != {"cpu"}
+    from torchrl.collectors import Collector  # a tenth of a second, which few runs need
+
     return Collector(
         env,
         policy,

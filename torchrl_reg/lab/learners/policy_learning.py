@@ -38,6 +38,7 @@ class PolicyLearning(Learning):
     target_rate: float = 0.005  # Polyak rate of the target networks, per update [S]
     num_envs: int = 8  # environments stepped together
     collect_steps: int = 4  # steps of each between two rounds of updates
+    reward_scale: float = 1.0  # of the rewards that are learnt from; reported returns stay raw
 
     def validate(self) -> None:
         """Checks the ranges.
@@ -98,7 +99,12 @@ class PolicyLearner(Learner):
         return super().collect(env, policy)
 
     def store(self, batch: TensorDictBase) -> None:
-        """Stores the entries of ``batch`` that the loss reads, as transitions in order of time or as sequences."""
+        """Stores the entries of ``batch`` that the loss reads, as transitions in order of time or as sequences.
+
+        Scales the rewards in place.
+        """
+        if self.algo.reward_scale != 1:
+            batch["next", "reward"].mul_(self.algo.reward_scale)
         if not self.sequences:
             return super().store(batch)
         store(self.replay, batch.select(*self.loss.in_keys))

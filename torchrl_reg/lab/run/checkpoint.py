@@ -9,14 +9,13 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.checkpoint import Checkpoint, StateDictCheckpointAdapter
 from torchrl.checkpoint import CheckpointError as TorchRLCheckpointError
-from torchrl.collectors import Collector
 from torchrl.data import TensorDictReplayBuffer
 from torchrl.envs import EnvBase, TransformedEnv
 
@@ -40,6 +39,9 @@ from torchrl_reg.lab.run.files import (
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.streams import seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
+
+if TYPE_CHECKING:
+    from torchrl.collectors import Collector
 
 
 def restorable_part(env: EnvBase) -> Restorable | None:

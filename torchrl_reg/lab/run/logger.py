@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.record.loggers import Logger, get_logger
 
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.divergence import warn
@@ -20,6 +19,9 @@ from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.lab.run.progress import Progress
 from torchrl_reg.lab.run.settings import RunSettings
 from torchrl_reg.lab.seeds.workers import current_worker
+
+if TYPE_CHECKING:
+    from torchrl.record.loggers import Logger
 
 #: Attributes of a logger that are stored in a checkpoint.
 _STORED = ("updates", "cut_episodes", "last_evaluation", "_returns", "_recent", "_logged_at", "_evaluated_at")
@@ -201,6 +203,8 @@ class RunLogger:
 
 
 def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
+    from torchrl.record.loggers import get_logger
+
     # The same id on resume continues the same W&B run.
     identity = "-".join(path.resolve().parts[-4:]).replace("=", "_").replace(",", "_")[-100:]
     views = []
