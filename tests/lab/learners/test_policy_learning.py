@@ -25,9 +25,12 @@ def bare(**attributes: Any) -> PolicyLearner:
 @pytest.mark.parametrize(("sequences", "expected"), [(False, [0, 3, 1, 4, 2, 5]), (True, [[0, 1, 2], [3, 4, 5]])])
 def test_rows_are_stored_in_order_of_time_or_as_sequences(sequences: bool, expected: list) -> None:
     replay = TensorDictReplayBuffer(storage=LazyTensorStorage(6), batch_size=1)
-    batch = TensorDict({"action": torch.arange(6).reshape(2, 3), "unread": torch.ones(2, 3)}, [2, 3])
-    bare(loss=SimpleNamespace(in_keys=["action"]), replay=replay, sequences=sequences).store(batch)
+    rewards = {"reward": torch.full((2, 3, 1), 4.0)}
+    batch = TensorDict({"action": torch.arange(6).reshape(2, 3), "unread": torch.ones(2, 3), "next": rewards}, [2, 3])
+    loss, algo = SimpleNamespace(in_keys=["action", ("next", "reward")]), PolicyLearning(reward_scale=0.5)
+    bare(loss=loss, algo=algo, replay=replay, sequences=sequences).store(batch)
     assert replay[:]["action"].tolist() == expected and "unread" not in list(replay[:].keys())
+    assert (replay[:]["next", "reward"] == 2).all()
 
 
 def test_actions_are_uniform_until_learning_starts() -> None:
