@@ -97,7 +97,7 @@ def _not_run(claim: Claim, rows: Rows) -> Finding:
     if done := len(rows.get(experiment["judge"], ())):
         sweeps[-1] += f" ({done} runs done)"
     seconds = _total_seconds(claim, rows)
-    about = "" if seconds is None else f"; `{experiment['judge']}` takes about {hours(seconds)} of a core"
+    about = "" if seconds is None else f"; `{experiment['judge']}` takes at least {hours(seconds)} of a core"
     return Finding(OPEN, f"`torchrl-reg launch cluster=local` with {', then '.join(sweeps)}{about}")
 
 

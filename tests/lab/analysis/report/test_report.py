@@ -254,3 +254,12 @@ def test_long_curves_are_averaged(tmp_path, write_run):
     (group,) = read_sweep(tmp_path).groups
     line = learning_curve(group, "return_greedy_mean", 0)
     assert len(line.x) == 200 and line.x[-1] == 200_000 and np.allclose(line.y, 0.5)
+
+
+def test_at_the_cap_a_mean_has_no_interval_but_the_seeds_there(tmp_path, write_run):
+    for seed, score in enumerate((500.0, 290.0, 500.0)):
+        write_run(tmp_path, recipe="dqn", env="cartpole", seed=seed, scores=(score,))
+        write_run(tmp_path, recipe="m_dqn", env="cartpole", seed=seed, scores=(200.0 + seed,))
+    _, page = _report(tmp_path)
+    cells = {row[0]: row[1] for row in page.rows[1:3]}
+    assert cells["dqn"].split() == ["430.0", "2", "of", "3", "at", "500"] and "[" in cells["m_dqn"]

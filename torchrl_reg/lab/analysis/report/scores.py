@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import Chart, Line, chart, mean_curve, profile_lines, seed_values
 from torchrl_reg.lab.analysis.groups import Group, short_name, shown
+from torchrl_reg.lab.analysis.inference import CAPS, at_cap
 from torchrl_reg.lab.analysis.report.sweep import Sweep
 from torchrl_reg.lab.analysis.runs import is_number
 from torchrl_reg.lab.analysis.scores import Scoreboard, scale_of, scores_of
@@ -132,7 +133,9 @@ def summary_table(sweep: Sweep) -> dict[str, object]:
 
 
 def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, object] | str]:
-    """By method, ``score``, ``several`` (has an interval), ``best`` and ``bar``; or ``"unfinished"``.
+    """By method, ``score``, ``several`` (has an interval), ``cap``, ``best`` and ``bar``; or ``"unfinished"``.
+
+    Where seeds reach the cap of an environment the mean has no interval, and ``cap`` counts them (``2 of 3 at 500``).
 
     The best score is the highest if it differs from all others at 5% (Holm); over all environments, if its interval
     lies above all others. A bar is low, high and value in percent of the column's range.
@@ -140,13 +143,25 @@ def _cells(column: Mapping[str, list[Array]], name: str) -> dict[str, dict[str, 
     estimator = statistics.interquartile_mean if name == ALL else statistics.mean
     counts = {method: sum(map(len, runs)) for method, runs in column.items()}
     there = {m: stratified_estimate(column[m], estimator, resamples=_RESAMPLES) for m, count in counts.items() if count}
+    caps: dict[str, str] = {}
+    for method in there if name in CAPS else ():
+        values = column[method][0]
+        if share := at_cap(name, values):
+            caps[method] = f"{round(share.value * len(values))} of {len(values)} at {CAPS[name]:g}"
+            there[method] = Estimate(*[float(values.mean())] * 3)
     low, high = min((e.low for e in there.values()), default=0.0), max((e.high for e in there.values()), default=0.0)
     found: dict[str, dict[str, object] | str] = dict.fromkeys(column, "unfinished")
     top = max(there, key=lambda method: there[method].value, default=None)
     for method, score in there.items():
         best = method == top and _is_best(method, {m: column[m] for m in there}, there, name)
         ends = ((end - low) / (high - low) * 100 for end in (score.low, score.high, score.value)) if high > low else ()
-        found[method] = {"score": score, "several": not score.is_flat, "best": best, "bar": tuple(ends)}
+        found[method] = {
+            "score": score,
+            "several": not score.is_flat,
+            "cap": caps.get(method),
+            "best": best,
+            "bar": tuple(ends),
+        }
     return found
 
 
