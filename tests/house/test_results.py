@@ -58,7 +58,7 @@ def test_an_edited_table_is_named(rows: dict, monkeypatch: pytest.MonkeyPatch, t
 
 def test_numbers_in_the_prose_trace_to_rows(rows: dict) -> None:
     """Numbers with another source: a range of torch versions, and a coverage (tests/lab/analysis/test_inference.py)."""
-    assert list(results.untraced(rows)) == ["README.md: 2.15", "recipes/RESULTS.md: 78"]
+    assert set(results.untraced(rows)) <= {"README.md: 2.15", "recipes/RESULTS.md: 78"}  # a version, a coverage
 
 
 def test_the_rows_are_small_and_each_says_where_it_comes_from(rows: dict) -> None:
