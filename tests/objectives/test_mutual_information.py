@@ -132,7 +132,7 @@ def test_copies_of_all_owners_together_stay_tied() -> None:
 
 
 def test_a_plain_network_needs_a_prior(batch: Any) -> None:
-    with pytest.raises(ValueError, match="does not say how many actions"):
+    with pytest.raises(ValueError, match="prior must be given where the value network has no action spec"):
         MutualInformationDQNLoss(nn.Linear(4, 3), action_space="categorical")
     loss = MutualInformationDQNLoss(nn.Linear(4, 3), action_space="categorical", prior=[0.5, 0.5])
     PolyakTargetUpdate(loss, rate=0.5)

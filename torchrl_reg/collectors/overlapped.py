@@ -69,8 +69,12 @@ class OverlappedCollector:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        while (batch := self._next()) is not None:
-            yield batch
+        try:
+            while (batch := self._next()) is not None:
+                yield batch
+        finally:  # a loop that ends early leaves the caller's exploration type as it was
+            self.wait()
+            self._exploration.close()
 
     @property
     def stands_still(self) -> bool:

@@ -110,9 +110,7 @@ BAD = {
     "algo.lr=[1": "'algo.lr=[1' is not of the form name=value.",
     "=3": "Config group override must be a string or a list. Got int.",
     "--gamma=1": "--gamma=1 is not an option; settings are written name=value, without dashes.",
-    "algo.lr=0.1,0.2": "Ambiguous value for argument 'algo.lr=0.1,0.2' 1. To use it as a list, use "
-    "key=[value1,value2] 2. To use it as string, quote the value: key=\\'value1,value2\\' 3. To sweep over it, add "
-    "--multirun to your command line.",
+    "algo.lr=0.1,0.2": "algo.lr must be one value, got 0.1,0.2; -m runs each of them.",
     "~algo.lr": "algo.lr: Algo (DictConfig) does not support deletion.",
     "algo.gamma=2": "algo.gamma must be in [0, 1], got 2.0.",
     "algo.gamma=${oc.env:TEXT}": "algo.gamma cannot be resolved: While dereferencing interpolation "

@@ -212,5 +212,5 @@ def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
         (path / name).mkdir(parents=True, exist_ok=True)
         shown_as = path.name if name == "wandb" else name
         ours = {"id": identity, "project": "torchrl_reg"}
-        views.append(cast(Logger, get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
+        views.append(cast("Logger", get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
     return views
