@@ -54,9 +54,14 @@ def user_sentence(error: BaseException) -> str | None:
     if isinstance(error, OSError):
         return str(error) if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else None
     if isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY):
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        reason = first_line(error)[:160]
         return f"Out of memory ({reason}): lower replay_capacity, batch_size, num_envs or the size of the network."
     return str(error) if isinstance(error, ValueError) and _raised_below(error) else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of ``error``; the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _raised_below(error: BaseException) -> bool:

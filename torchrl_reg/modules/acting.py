@@ -78,17 +78,10 @@ class ActorSequential(SavedArguments, TensorDictSequential):
     torch.Size([8])
     """
 
-    def __init__(self, *modules: Any, **kwargs: Any) -> None:
-        super().__init__(*modules, **kwargs)
-        self._all_plain = all(has_plain(type(part)) for part in self.module)  # type: ignore[arg-type]
-
     def plain(self, state: State) -> None:
         """:meth:`forward` on a dict of tensors."""
         if self._select_before_return or self.partial_tolerant:
             act_through_tensordict(self, state)
             return
         for part in self._modules["module"]._modules.values():
-            if self._all_plain:
-                part.plain(state)
-            else:
-                act(part, state)
+            act(part, state)

@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 
 from torchrl_reg.lab.cli.groups import field_types, options, unsupported_choice
-from torchrl_reg.lab.errors import user_sentence
+from torchrl_reg.lab.errors import first_line, user_sentence
 
 _EXPECTED = {int: "an integer", float: "a number", bool: "true or false", str: "a string", dict: "a mapping"}
 
@@ -153,4 +153,4 @@ def _unknown_choice(conf: Path, missing: str, siblings: Sequence[str]) -> str:
 
 def _first_line(error: BaseException) -> str:
     """The first line of its message, without a full stop."""
-    return str(error).strip().splitlines()[0].rstrip(".")
+    return first_line(error).rstrip(".")

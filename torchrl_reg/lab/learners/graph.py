@@ -27,6 +27,7 @@ from torchrl_reg.compat import (
     unchecked_tensordict,
     updater_warning,
 )
+from torchrl_reg.lab.errors import first_line
 from torchrl_reg.regularizers import Coefficient
 
 #: Named entries, and the gradients of the parameters where they are not used up inside.
@@ -323,11 +324,6 @@ def _without_unused(graph: torch.fx.GraphModule) -> list[bool]:
 
 def _memory(tensor: Tensor) -> Any:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-
-def first_line(error: Exception) -> str:
-    """Of its message; its type where there is none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _nested(names: Sequence[tuple[str, ...]], tensors: Sequence[Tensor], like: TensorDictBase) -> TensorDictBase:

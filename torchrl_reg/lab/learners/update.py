@@ -19,9 +19,9 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.compat import backward, has_step_hooks
-from torchrl_reg.lab.errors import UserError, require
+from torchrl_reg.lab.errors import UserError, first_line, require
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
-from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results, first_line
+from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results
 from torchrl_reg.lab.learners.optimizers import FlatRAdam, TracedAdam
 from torchrl_reg.lab.seeds.batched_update import batched_step
 from torchrl_reg.lab.seeds.workers import current_worker

@@ -21,7 +21,7 @@ from torchrl.envs import EnvBase, TransformedEnv
 
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import Restorable
-from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.errors import UserError, first_line
 from torchrl_reg.lab.learners.collection import truncate_episodes
 from torchrl_reg.lab.learners.replay import Chunk, ReplayChunks
 from torchrl_reg.lab.run.base_run import BaseRun
@@ -187,7 +187,7 @@ class CheckpointFolder:
         except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
             self.remove_partial_files()
             raise UserError(
-                f"The checkpoint at frame {frames} could not be written to {self.folder} ({_first_line(error)}); "
+                f"The checkpoint at frame {frames} could not be written to {self.folder} ({first_line(error)}); "
                 f"{write_error_advice(error, self.folder.parent)}."
             ) from error
         return path
@@ -213,7 +213,7 @@ class CheckpointFolder:
                 archive.load(path, components=names, map_location="cpu")
         except TorchRLCheckpointError as error:
             advice = f"run the version that wrote it, or delete {self.folder} to start from the beginning."
-            raise UserError(f"{path} does not match this program ({_first_line(error)}); {advice}") from error
+            raise UserError(f"{path} does not match this program ({first_line(error)}); {advice}") from error
         return manifest["metadata"]["frames"]
 
     def frames(self) -> set[int]:
@@ -265,7 +265,7 @@ class CheckpointFolder:
                 return f"checksum of {member}"
             chunk = self.replay.damaged(_chunks(path)) if self.replay is not None else None
         except _UNREADABLE as error:
-            return _first_line(error)
+            return first_line(error)
         return None if chunk is None else f"its replay file {chunk} is missing or damaged"
 
     def _check(self, newest: Path) -> None:
@@ -300,10 +300,6 @@ def _chunks(path: Path) -> list[Chunk]:
 
 def _frames(path: Path) -> int:
     return int(path.stem.removeprefix(f"{_PREFIX}-"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Resumption:
