@@ -364,13 +364,15 @@ def _gpu(claim: Claim, rows: Rows) -> Finding:
 
 
 def _virel(claim: Claim, rows: Rows) -> Finding:
-    judge, task = rows.get(claim["experiment"]["judge"], ()), "mujoco/halfcheetah"
+    experiment, task = claim["experiment"], "mujoco/halfcheetah"
     scores = {
-        method: np.array([r["scores"]["last_100"][0] for r in judge if (r["method"], r["env"]) == (method, task)])
-        for method in ("virel", "sac")
+        method: np.array(
+            [r["scores"]["last_100"][0] for r in rows.get(sweep, ()) if (r["method"], r["env"]) == (method, task)]
+        )
+        for method, sweep in (("virel", experiment["sweep"]), ("sac", experiment["judge"]))
     }
     if min(map(len, scores.values())) < 3:
-        return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={claim['experiment']['sweep']}`")
+        return Finding(OPEN, f"`torchrl-reg launch cluster=local` with `sweep={experiment['sweep']}`")
     found = welch(*(Sample.from_scores(each) for each in scores.values()))
     outcome = verdict(found)
     word = {"above": "shown", "below": "contradicted"}.get(outcome.word, "undecided at this scale")
