@@ -41,8 +41,8 @@ def table(frames: int = 6_000, every: int = 4, batch: int = 32, device: str = "c
         cases["TorchRL's own parts, 1 environment"] = partial(torchrl_parts, size)
     for n in (1, 8, 32):
         cases[f"recipes/m_dqn.py, {n} environment{'s' * (n > 1)}"] = ours(size, n)
-    for n in (8, 32):
-        cases[f"recipes/m_dqn.py compiled, {n} environments"] = ours(size, n, compile=True)
+    for n in (1, 8, 32):
+        cases[f"recipes/m_dqn.py compiled, {n} environment{'s' * (n > 1)}"] = ours(size, n, compile=True)
     if find_spec("stable_baselines3"):
         cases["stable-baselines3 DQN"] = partial(stable_baselines, size)
     return Table(f"CartPole, 1 update per {every} frames, batch {batch}", "steps/s", cases)
@@ -51,6 +51,7 @@ def table(frames: int = 6_000, every: int = 4, batch: int = 32, device: str = "c
 def by_hand(size: Size) -> dict[str, Measure]:
     return {
         "CleanRL's loop of dqn.py, written again": lambda: cleanrl_dqn(recorded("CartPole-v1"), network, size),
+        "hand-written M-DQN, 1 environment": lambda: m_dqn(CartPoles(1), network, size, period=50),
         "hand-written M-DQN, 8 environments": lambda: m_dqn(CartPoles(8), network, size, period=50),
     }
 

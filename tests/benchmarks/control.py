@@ -33,9 +33,12 @@ def table(steps: int = 896, starts: int = 256) -> Table:
         ("iq", "multicategorical", {"alpha": 0.9}),
         ("virel", "gaussian", {}),
         ("soft_q", "sampler", {}),
+        ("sac", "gaussian", {"compile": True}),
+        ("iq", "multicategorical", {"compile": True}),
+        ("iq", "multicategorical", {"alpha": 0.9, "compile": True}),
     ):
         parts = {"env": EnvSettings("mujoco", game="hopper"), "policy": PolicySettings(policy, num_cells=[256, 256])}
-        note = "".join(f", {key} = {value}" for key, value in more.items())
+        note = (" compiled" if "compile" in more else "") + (", alpha = 0.9" if "alpha" in more else "")
         cases[f"recipes/{name}.py{note}, 8 environments"] = recipe(name, parts, size, log_every=128, **more)
     return Table(f"Hopper, 1 update per step, batch {BATCH}", "steps/s", cases)
 

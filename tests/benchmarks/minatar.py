@@ -22,12 +22,14 @@ def table(frames: int = 3_000, device: str = "cpu") -> Table:
     cases = {"hand-written M-DQN, 8 environments": lambda: m_dqn(Breakouts(8), network, size, period=250)}
     parts = {"env": EnvSettings("minatar", game="breakout"), "net": NetSettings("minatar", num_cells=[128])}
     for n in (8, 32):
-        ours = recipe("m_dqn", parts, size, log_every=500, num_envs=n, replay_capacity=10_000)
-        cases[f"recipes/m_dqn.py, {n} environments"] = ours
+        how = {"log_every": 500, "num_envs": n, "replay_capacity": 10_000}
+        cases[f"recipes/m_dqn.py, {n} environments"] = recipe("m_dqn", parts, size, **how)
+        if device == "cpu":
+            cases[f"recipes/m_dqn.py compiled, {n} environments"] = recipe("m_dqn", parts, size, compile=True, **how)
     rollouts = Size(10 * frames, starts=0, every=4, batch=128, device=device)
     parts |= {"net": NetSettings("minatar", num_cells=[128], **PQN_NET)}
-    how = {"num_envs": 128, "collect_steps": 32, "epochs": 2, "loss_function": "half_l2", **PENG}
-    cases["recipes/pqn.py, 128 environments"] = recipe("pqn", parts, rollouts, log_every=4_096, **how)
+    pqn = {"num_envs": 128, "collect_steps": 32, "epochs": 2, "loss_function": "half_l2", **PENG}
+    cases["recipes/pqn.py, 128 environments"] = recipe("pqn", parts, rollouts, log_every=4_096, **pqn)
     return Table("MinAtar Breakout, M-DQN with 1 update per 4 steps, batch 32", "steps/s", cases)
 
 

@@ -30,7 +30,9 @@ def table(frames: int = 20_480) -> Table:
         "CleanRL's loop of pqn.py, written again": lambda: cleanrl_pqn(frames),
         "PQN in as few calls as we know": lambda: least_pqn(frames),
         "recipes/pqn.py": recipe("pqn", parts, size, **how),
+        "recipes/pqn.py compiled": recipe("pqn", parts, size, compile=True, **how),
         "recipes/pqn.py, ten seeds together": recipe("pqn", parts, size, seeds=10, **how),
+        "recipes/pqn.py compiled, ten seeds together": recipe("pqn", parts, size, seeds=10, compile=True, **how),
         "recipes/m_dqn.py": cartpole.ours(Size(frames // 2, cartpole.STARTS, every=4, batch=32), 8),
     }
     return Table("CartPole, PQN", "steps/s", cases)

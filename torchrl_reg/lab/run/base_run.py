@@ -12,7 +12,6 @@ import torch
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
-from torchrl_reg.lab.run.provenance import compiled
 from torchrl_reg.lab.run.run_folder import RunFolder
 from torchrl_reg.lab.run.settings import RecipeConfig
 from torchrl_reg.lab.run.streams import set_up_cpu
@@ -55,7 +54,7 @@ class BaseRun:
     def _close(self, facts: dict[str, object]) -> Path:
         """Writes ``done.json``: frames, times, the last evaluation, and ``facts``."""
         times = {"wall_seconds": self._logger.wall_seconds(), "cpu_seconds": self._logger.cpu_seconds()}
-        facts = {"evaluation": self._logger.last_evaluation, "compiled": compiled(), **facts}
+        facts = {"evaluation": self._logger.last_evaluation, **facts}
         self._folder.close({"frames": self.frames, **times, **facts})
         self.say(f"finished: {self.path}")
         return self.path

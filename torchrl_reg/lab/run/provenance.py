@@ -55,13 +55,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def compiled() -> bool:
-    """True if ``torch.compile`` has compiled anything in this process; ``run.compile=null`` leaves it open."""
-    utils = sys.modules.get("torch._dynamo.utils")  # imported by the first compilation
-    counters = getattr(utils, "counters", {})
-    return bool(counters.get("stats", {}).get("unique_graphs", 0))
-
-
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Differences of two starts that may change the numbers, such as ``"torch 2.11.0 before, 2.14.0 now"``."""
     found, new = [], _compared_facts(now)

@@ -251,7 +251,7 @@ class Run(BaseRun):
         if not self._logger.has_evaluation(self.frames):
             self._evaluate()
         resumption.finish(self.frames)
-        counts = {"updates": self.updates, "cut_episodes": self._logger.cut_episodes}
+        counts = {"updates": self.updates, "compiled": self.compiled, "cut_episodes": self._logger.cut_episodes}
         bad = {"diverged_frames": self._values.diverged_frames}
         self._close({**counts, **bad, "first_not_finite_frames": resumption.watch.first_bad_frames})
         STOP.words = None
