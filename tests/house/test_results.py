@@ -97,3 +97,20 @@ def test_a_benchmark_s_rows_make_its_table(rows: dict, monkeypatch: pytest.Monke
     monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
     line = "| cartpole | ours | 1,234 steps/s | 1.50 of by hand | 5 | A | abcdefg |"
     assert line in results.Evidence(rows).benchmarks("")
+
+
+def test_the_atlas_shows_settings_and_fresh_seeds(rows: dict, tmp_path: Path) -> None:
+    from tests.lab.analysis.test_claims import runs, search
+
+    assert results.Evidence({}).atlas("") == "Not run yet."
+    made = search("pqn_regularized", lambda arm, task, place: 10.0 if arm == "peng" else 10.0 + place)
+    made |= runs("pqn_regularized", lambda arm, task: 100.0 if arm == "peng" else 150.0)
+    evidence = results.Evidence(made)
+    points = evidence._atlas()
+    assert [setting for setting, _ in points["entropy_corrected"]["settings"]] == ["1", "10", "100"]
+    assert points["corrected"]["settings"][2][1] == pytest.approx(13 / 11)
+    assert points["corrected"]["fresh"][0] == pytest.approx(1.5, rel=0.02)
+    assert "pqn_atlas.png" in evidence.atlas("")
+    evidence.draw_atlas(tmp_path / "atlas.png")
+    assert (tmp_path / "atlas.png").stat().st_size > 10_000
+    assert "| `answers_pqn_search` | 5 games | entropy, corrected | tau 1: " in evidence.choices("")

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("yaml")
 
-from torchrl_reg.lab.analysis.claims import Finding, findings, solved_share
+from torchrl_reg.lab.analysis.claims import Finding, findings, searches, solved_share
 from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 
@@ -52,6 +52,51 @@ def runs(claim: str, mean: Callable[[str, str], float], spread: float = 1.0, **m
                     row | {"frames": experiment.get("frames", 1), "wall_seconds": 60.0, "scores": scores} | more
                 )
     return {experiment["judge"]: found}
+
+
+def search(claim: str, score: Callable[[str, str, int], float], seeds: int = 2) -> Rows:
+    """Search rows: ``score(arm, task, place)`` of the setting at each of three places, plus 0, 2, ... by seed."""
+    experiment, found = CLAIMS[claim]["experiment"], []
+    for row in (row for row in runs(claim, lambda *_: 0.0)[experiment["judge"]] if row["seed"] == 10):
+        for place in range(3):
+            tempered = row["config"].get("regularizer.name") in ("entropy", "tsallis")
+            tau, rate = (10.0**place, 5e-4) if tempered else (0.03, 10.0 ** (place - 4))
+            config = row["config"] | {"regularizer.tau": tau, "algo.learning_rate": rate}
+            value = score(row["method"], row["env"][2:], place)
+            for seed in range(seeds):
+                scores = {"last_100": [value + 2 * seed, 100], "greedy": [value + 2 * seed, 20]}
+                found.append(row | {"seed": seed, "config": config, "scores": scores})
+    return {experiment["search"]: found}
+
+
+def test_a_search_chooses_the_best_setting_of_each_arm_and_task() -> None:
+    def score(arm: str, task: str, place: int) -> float:
+        best = {"cartpole": 2, "acrobot": 0}[task]
+        return 5.0 if arm == "iqn" else 9.0 - abs(place - best)  # of equal settings the middle one
+
+    rows = search("m_iqn_over_rainbow_over_iqn", score)
+    found = {(each.arm, *each.tasks): each for each in searches(CLAIMS["m_iqn_over_rainbow_over_iqn"], rows)}
+    assert len(found) == 10
+    assert found["dqn", "cartpole"].chosen == ("learning rate", 0.01)
+    assert found["dqn", "acrobot"].chosen == ("learning rate", 0.0001)
+    assert found["iqn", "acrobot"].chosen == ("learning rate", 0.001)
+    assert found["dqn", "cartpole"].mean(("learning rate", 0.01)) == 10.0
+    del rows["answers_control_search"][0]  # of the first arm in the first task
+    assert len(searches(CLAIMS["m_iqn_over_rainbow_over_iqn"], rows)) == 5
+
+
+def test_one_setting_for_all_games_is_chosen_by_scores_relative_to_the_plain_arm() -> None:
+    def score(arm: str, task: str, place: int) -> float:
+        unit = 1_000.0 if task == "asterix" else 10.0  # asterix alone would choose place 0, the four others 2
+        if arm == "peng":
+            return unit - 1.0  # the mean of its seeds is the unit
+        return unit * {"asterix": (1.2, 1.0, 1.0)}.get(task, (1.0, 1.0, 1.1))[place] - 1.0
+
+    found = {each.arm: each for each in searches(CLAIMS["pqn_regularized"], search("pqn_regularized", score))}
+    assert len(found) == 7 and found["peng"].mean(("learning rate", 0.001)) == pytest.approx(1.0)
+    entropy = found["entropy_corrected"]
+    assert entropy.chosen == ("tau", 100.0) and entropy.mean(("tau", 100.0)) == pytest.approx((4 * 1.1 + 1.0) / 5)
+    assert found["corrected"].chosen == ("learning rate", 0.01)
 
 
 def test_m_dqn_needs_two_games_above_and_none_below() -> None:

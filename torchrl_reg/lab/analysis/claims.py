@@ -71,22 +71,97 @@ def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
         UserError: a seed appears twice, at two settings or commits.
     """
     experiment, frames = claim["experiment"], claim["experiment"].get("frames")
-    wanted = _ARMS.get(arm, {"method": arm})
-    if arm == "dqn" and "mirl" in claim["arms"]:
-        wanted = {"algo.method": "dqn"}
     found = [
         row
-        for row in rows.get(experiment["judge"], ())
-        if row["env"].rpartition("/")[2] == task
-        and row["seed"] in claim["seeds"]
-        and (frames is None or row["frames"] >= 0.99 * frames)
-        and all((row["config"] | row).get(key) == value for key, value in wanted.items())
+        for row in _rows_of(claim, rows.get(experiment["judge"], ()), arm, task)
+        if row["seed"] in claim["seeds"] and (frames is None or row["frames"] >= 0.99 * frames)
     ]
     if len({row["seed"] for row in found}) < len(found):
         raise UserError(
             f"{experiment['judge']} must hold each seed of {arm} on {task} once, at one setting, got several."
         )
     return np.array([row["scores"][SCORES[claim["score"]]][0] for row in found], np.float64)
+
+
+def _rows_of(claim: Claim, rows: Iterable[Row], arm: str, task: str) -> list[Row]:
+    wanted = _ARMS.get(arm, {"method": arm})
+    if arm == "dqn" and "mirl" in claim["arms"]:
+        wanted = {"algo.method": "dqn"}
+    return [
+        row
+        for row in rows
+        if row["env"].rpartition("/")[2] == task
+        and all((row["config"] | row).get(key) == value for key, value in wanted.items())
+    ]
+
+
+# ------------------------------------------------------------ the search before the judgement
+
+
+@dataclass(frozen=True)
+class Search:
+    """What an arm scored at each of its settings, on search seeds.
+
+    Args:
+        arm: its name in claims.yaml.
+        tasks: on which one setting is chosen for all.
+        scores: by setting, such as ``("tau", 0.03)``, in ascending order: an array of runs ``[n]`` per task. Of several
+            tasks they are divided by the mean of the claim's first arm at its middle setting.
+    """
+
+    arm: str
+    tasks: tuple[str, ...]
+    scores: Mapping[tuple[str, float], Sequence[Array]]
+
+    def mean(self, setting: tuple[str, float]) -> float:
+        """The mean over tasks of the mean over seeds."""
+        return float(np.mean([each.mean() for each in self.scores[setting]]))
+
+    @property
+    def chosen(self) -> tuple[str, float]:
+        """The best setting; of equal ones that next to the middle one, the frame's own."""
+        settings = list(self.scores)
+        return max(settings, key=lambda each: (self.mean(each), -abs(settings.index(each) - len(settings) // 2)))
+
+
+def searches(claim: Claim, rows: Rows) -> list[Search]:
+    """The searches of ``claim``, in the order of its arms; none beyond an arm whose settings lack runs."""
+    experiment = claim["experiment"]
+    tasks = tuple(experiment.get("games") or experiment["tasks"])
+    together = [tasks] if claim["rule"].startswith("One setting an arm, for all games") else [(each,) for each in tasks]
+    found = []
+    for group in together:
+        units: list[float] | None = None
+        for arm in claim["arms"]:
+            scores = _search_scores(claim, rows, arm, group)
+            if scores is None:
+                break
+            if len(group) > 1:
+                units = units or [float(each.mean()) for each in list(scores.values())[len(scores) // 2]]
+                scores = {key: [a / b for a, b in zip(of, units, strict=True)] for key, of in scores.items()}
+            found.append(Search(arm, group, scores))
+    return found
+
+
+def _search_scores(
+    claim: Claim, rows: Rows, arm: str, tasks: Sequence[str]
+) -> dict[tuple[str, float], list[Array]] | None:
+    """Runs ``[n]`` per task by setting, in ascending order; None if some are missing."""
+    found: dict[tuple[str, float], dict[str, list[float]]] = {}
+    for task in tasks:
+        of_task = _rows_of(claim, rows.get(claim["experiment"]["search"], ()), arm, task)
+        taus = {row["config"].get("regularizer.tau") for row in of_task}
+        key = "regularizer.tau" if len(taus) > 1 else "algo.learning_rate"
+        for row in of_task:
+            setting = (key.rpartition(".")[2].replace("_", " "), float(row["config"][key]))
+            found.setdefault(setting, {}).setdefault(task, []).append(row["scores"][SCORES[claim["score"]]][0])
+    counts = [len(of.get(task, ())) for of in found.values() for task in tasks]
+    if len(found) != 3 or len(set(counts)) != 1 or not counts[0]:
+        return None
+    return {setting: [np.array(found[setting][task], np.float64) for task in tasks] for setting in sorted(found)}
+
+
+# ------------------------------------------------------------ claims decided by fresh seeds
 
 
 def _not_run(claim: Claim, rows: Rows) -> Finding:
