@@ -65,11 +65,6 @@ def test_one_run_has_one_folder_however_it_is_written(words, folder, command):
     assert command(*words.split())[2].run.dir == f"{RESULTS}/{folder}/seed=0"
 
 
-def test_a_folder_named_by_an_earlier_version_is_used_again(command, tmp_path):
-    (tmp_path / RESULTS / "cartpole/net=small/seed=0").mkdir(parents=True)
-    assert command("net=small")[2].run.dir == f"{RESULTS}/cartpole/net=small/seed=0"
-
-
 def test_the_default_folder_tells_the_settings():
     def name(*overrides: str) -> str:
         return str(default_folder("m_dqn", "atari", list(overrides), 2))

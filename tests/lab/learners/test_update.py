@@ -171,6 +171,16 @@ def test_where_it_cannot_compile_updates_are_eager(monkeypatch, capsys):
         assert capsys.readouterr().err.count("it cannot be compiled (No working C++ compiler found)") == 1
 
 
+def test_where_compiled_code_fails_updates_are_eager(monkeypatch, capsys):
+    def broken(*_):
+        raise UnboundLocalError("buf46 is not associated with a value")
+
+    monkeypatch.setattr(graph, "compile_trace", lambda *_: broken)
+    for options in ({"compile": None, "updates": 10**6}, {"compile": True}):
+        torch.testing.assert_close(_three_updates(**options), _three_updates(), rtol=0, atol=0)
+        assert capsys.readouterr().err.count("its code fails (buf46 is not associated") == 1
+
+
 def test_diagnostics_at_an_interval():
     loss, count = _munchausen(), iter(range(9))
     update = make_update(loss, SGD(loss.parameters(), lr=0.0), wants_diagnostics=lambda: next(count) % 3 == 0)

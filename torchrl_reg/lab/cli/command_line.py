@@ -61,14 +61,14 @@ def stop_on_signals() -> Iterator[None]:
             if now - stopped_at > _MAX_STOP_SECONDS:
                 os._exit(128 + number)
         elif STOP.waiting and requested_at is None:
-            STOP.asked, requested_at = error, now
+            STOP.requested, requested_at = error, now
             with contextlib.suppress(OSError):  # print() is not reentrant
                 os.write(2, _STOP_NOTICE)
         elif requested_at is None or now - requested_at > _SAME_SIGNAL_SECONDS:
             stopped_at = now
             raise error
 
-    STOP.asked, STOP.words = None, None
+    STOP.requested, STOP.notice = None, None
     default = (signal.SIG_DFL, signal.default_int_handler)
     replaced = {number: signal.getsignal(number) for number in _STOPPING if signal.getsignal(number) in default}
     for number in replaced:
@@ -76,11 +76,11 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, Interrupted):
-        if STOP.asked is not None and stopped_at is None:  # the run was saved
+        if STOP.requested is not None and stopped_at is None:  # the run was saved
             stopped_at = time.monotonic()
         raise
     finally:
-        STOP.asked = None
+        STOP.requested = None
         for number, handler in replaced.items() if stopped_at is None else ():  # else the process is about to exit
             signal.signal(number, handler)
 
@@ -130,7 +130,7 @@ class _CommandLine:
                 with stop_on_signals():
                     entry()
             except (KeyboardInterrupt, Interrupted) as stop:
-                notice = STOP.words() if STOP.words else "stopped; the same command continues"
+                notice = STOP.notice() if STOP.notice else "stopped; the same command continues"
                 print(f"\n{notice}: {command()}", file=sys.stderr)
                 sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
             finally:
@@ -204,9 +204,6 @@ class _CommandLine:
     def _folder(self, config: RecipeConfig, overrides: Sequence[str]) -> Path:
         """The default folder, named after the settings that differ from the defaults."""
         env = HydraConfig.get().runtime.choices.get("env")
-        verbatim = default_folder(self.name, env, overrides, config.run.seed)
-        if verbatim.exists():  # from an earlier version, which used this name
-            return verbatim
         return default_folder(self.name, env, effective_overrides(overrides, self._composed), config.run.seed)
 
 

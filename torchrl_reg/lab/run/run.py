@@ -151,7 +151,7 @@ class Run(BaseRun):
         try:
             self._resumption.begin(self.frames, resumed)
             self._saved_at = time.monotonic()
-            STOP.words = partial(_stop_message, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
+            STOP.notice = partial(_stop_message, self._resumption.checkpoints.folder, self._resumption.ends_episodes)
             with STOP.awaited(not self._resumption.ends_episodes):
                 yield from self._loop(batches_of(ahead or collector), ahead, total_frames, frames_per_batch)
         finally:
@@ -180,7 +180,7 @@ class Run(BaseRun):
             # Before the batch, since the collector must not run ahead of a checkpoint.
             checkpoint_due = not is_last and self._checkpoint_is_due(before, after)
             if ahead is not None:
-                ahead.runs_ahead = not (is_last or checkpoint_due or STOP.asked is not None)
+                ahead.runs_ahead = not (is_last or checkpoint_due or STOP.requested is not None)
             batch = next_batch()
             self._before, self.frames = before, after
             self._logger.advance(after - before, finished_returns(batch))
@@ -214,15 +214,15 @@ class Run(BaseRun):
     def _stop(self) -> None:
         """Writes a checkpoint of all seeds and raises the signal's exception."""
         resumption = self._resumption
-        assert resumption is not None and STOP.asked is not None
+        assert resumption is not None and STOP.requested is not None
         folder = resumption.checkpoints.folder
         if last_checkpoint(folder) < self.frames:
             resumption.save(self.frames)
         if last_checkpoint(folder) == self.frames > 0:
             message = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
-            STOP.words = partial(str, message)
+            STOP.notice = partial(str, message)
         wait_for_all_seeds()  # the first one that raises ends all
-        raise STOP.asked
+        raise STOP.requested
 
     def every(self, frames: int, call: Callable[[], object]) -> None:
         """Registers ``call``, to be called after each batch that reaches a multiple of ``frames``."""
@@ -254,7 +254,7 @@ class Run(BaseRun):
         counts = {"updates": self.updates, "compiled": self.compiled, "cut_episodes": self._logger.cut_episodes}
         bad = {"diverged_frames": self._values.diverged_frames}
         self._close({**counts, **bad, "first_not_finite_frames": resumption.watch.first_bad_frames})
-        STOP.words = None
+        STOP.notice = None
         self._logger.draw_curves()  # last: the run counts as done without it
         return self.path
 

@@ -10,19 +10,19 @@ class Stop:
     """The pending signal, and the loops that handle it.
 
     Attributes:
-        asked: the exception of the first signal; None until one arrives.
+        requested: the exception of the first signal; None until one arrives.
         waiting: loops that stop by themselves; without one a signal stops the process at once.
-        words: gives the message on where the same command resumes; None outside a run.
+        notice: gives the message on where the same command resumes; None outside a run.
     """
 
     def __init__(self) -> None:
-        self.asked: BaseException | None = None
+        self.requested: BaseException | None = None
         self.waiting: set[object] = set()
-        self.words: Callable[[], str] | None = None
+        self.notice: Callable[[], str] | None = None
 
     @contextmanager
     def awaited(self, awaits: bool = True) -> Iterator[None]:
-        """Inside the context, the first signal only sets ``asked``, if ``awaits``."""
+        """Inside the context, the first signal only sets ``requested``, if ``awaits``."""
         loop = object()
         self.waiting |= {loop} if awaits else set()
         try:
@@ -42,7 +42,7 @@ class StopFrame:
 
     def is_reached(self, frames: int) -> bool:
         """True from the first frame that no seed had passed when the signal arrived."""
-        if self._frames < 0 and STOP.asked is None:
+        if self._frames < 0 and STOP.requested is None:
             self._passed = max(self._passed, frames)
         elif self._frames < 0 and frames > self._passed:
             self._frames = frames
