@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -166,14 +166,21 @@ def _search_scores(
 
 def _not_run(claim: Claim, rows: Rows) -> Finding:
     experiment = claim["experiment"]
-    sweeps = [f"`sweep={experiment[name]}`" for name in ("search", "judge") if name in experiment]
-    if done := len(rows.get(experiment.get("search", ""), ())):
-        sweeps[0] += f" ({done} runs done)"
-    if done := len(rows.get(experiment["judge"], ())):
-        sweeps[-1] += f" ({done} runs done)"
+    sweep = experiment["judge"]
+    if "search" in experiment and not _is_searched(claim, rows):
+        sweep = experiment["search"]  # which decides the settings of the other
+    done = len(rows.get(sweep, ()))
+    count = f" ({done} runs done)" if done else ""
+    then = "" if sweep == experiment["judge"] else ", then the chosen settings on fresh seeds"
     seconds = _total_seconds(claim, rows)
-    about = "" if seconds is None else f"; `{experiment['judge']}` takes at least {hours(seconds)} of a core"
-    return Finding(OPEN, f"`torchrl-reg launch cluster=local` with {', then '.join(sweeps)}{about}")
+    about = "" if seconds is None else f"; fresh seeds take at least {hours(seconds)} of a core"
+    return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={sweep}`{count}{then}{about}")
+
+
+def _is_searched(claim: Claim, rows: Rows) -> bool:
+    experiment = claim["experiment"]
+    found = {(each.arm, task) for each in searches(claim, rows) for task in each.tasks}
+    return found == set(product(claim["arms"], experiment.get("games") or experiment["tasks"]))
 
 
 #: Earlier sweeps with about the same time per frame, for sweeps whose search has not run yet.
@@ -447,7 +454,7 @@ def _virel(claim: Claim, rows: Rows) -> Finding:
         for method, sweep in (("virel", experiment["sweep"]), ("sac", experiment["judge"]))
     }
     if min(map(len, scores.values())) < 3:
-        return Finding(OPEN, f"`torchrl-reg launch cluster=local` with `sweep={experiment['sweep']}`")
+        return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={experiment['sweep']}`")
     found = welch(*(Sample.from_scores(each) for each in scores.values()))
     outcome = verdict(found)
     word = {"above": "shown", "below": "contradicted"}.get(outcome.word, "undecided at this scale")

@@ -18,7 +18,7 @@ from torchrl_reg.lab.printable import printable
 
 #: Help texts of the subcommands; their modules are ``torchrl_reg.lab.commands.<name>``.
 COMMANDS = {
-    "run": "trains a recipe, as in run m_iqn algo.lr=1e-4; without a name, lists the recipes",
+    "run": "trains a recipe, as in run m_iqn algo.learning_rate=1e-4; without a name, lists the recipes",
     "table": "scores of every method with intervals: markdown, LaTeX or CSV",
     "results": "the tables of a Markdown page, from rows written by table --save",
     "plot": "learning curves, aggregates, improvement bars, performance profiles",
