@@ -65,7 +65,7 @@ def search(claim: str, score: Callable[[str, str, int], float], seeds: int = 2) 
             value = score(row["method"], row["env"][2:], place)
             for seed in range(seeds):
                 scores = {"last_100": [value + 2 * seed, 100], "greedy": [value + 2 * seed, 20]}
-                found.append(row | {"seed": seed, "config": config, "scores": scores})
+                found.append(row | {"seed": seed, "config": config, "scores": scores, "cpu_seconds": 60.0})
     return {experiment["search"]: found}
 
 
