@@ -92,10 +92,10 @@ def test_scores_of_shipped_agents_are_theirs(rows: dict) -> None:
 
 def test_a_benchmark_s_rows_make_its_table(rows: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     row = {"name": "ours", "amount": 1234.5, "unit": "steps/s", "ratio": 1.5, "reference": "by hand", "rounds": 5}
-    row |= {"processor": "A", "commit": "abcdefgh"}
+    row |= {"processor": "A", "commit": "abcdefgh", "table": "CartPole"}
     (tmp_path / "cartpole.json").write_text(json.dumps([row]))
     monkeypatch.setattr(results, "BENCHMARKS", tmp_path)
-    line = "| cartpole | ours | 1,234 steps/s | 1.50 of by hand | 5 | A | abcdefg |"
+    line = "| **CartPole**; 5 rounds on A, abcdefg | ours | 1,234 steps/s | 1.50 |"
     assert line in results.Evidence(rows).benchmarks("")
 
 
