@@ -106,7 +106,8 @@ def test_the_atlas_shows_settings_and_fresh_seeds(rows: dict, tmp_path: Path) ->
     made = search("pqn_regularized", lambda arm, task, place: 10.0 if arm == "peng" else 10.0 + place)
     made |= runs("pqn_regularized", lambda arm, task: 100.0 if arm == "peng" else 150.0)
     evidence = results.Evidence(made)
-    points = evidence._atlas()
+    assert results.Evidence(made | {"answers_pqn_search": made["answers_pqn_search"][1:]}).atlas("") == "Not run yet."
+    points = evidence._atlas
     assert [setting for setting, _ in points["entropy_corrected"]["settings"]] == ["1", "10", "100"]
     assert points["corrected"]["settings"][2][1] == pytest.approx(13 / 11)
     assert points["corrected"]["fresh"][0] == pytest.approx(1.5, rel=0.02)

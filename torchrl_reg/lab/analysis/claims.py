@@ -80,7 +80,28 @@ def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
         raise UserError(
             f"{experiment['judge']} must hold each seed of {arm} on {task} once, at one setting, got several."
         )
-    return np.array([row["scores"][SCORES[claim["score"]]][0] for row in found], np.float64)
+    return np.array([_score(claim, row) for row in found], np.float64)
+
+
+def fresh_scores(claim: Claim, rows: Rows) -> dict[str, list[Array]] | None:
+    """:func:`arm_scores` of each arm, an array per task; None if seeds are missing."""
+    found = {arm: [arm_scores(claim, rows, arm, task) for task in _tasks(claim)] for arm in claim["arms"]}
+    complete = all(len(scores) == len(claim["seeds"]) for of in found.values() for scores in of)
+    return found if complete else None
+
+
+def relative(scores: Iterable[Array], to: Iterable[Array]) -> list[Array]:
+    """``scores`` of each task divided by the mean of another arm there."""
+    return [each / other.mean() for each, other in zip(scores, to, strict=True)]
+
+
+def _tasks(claim: Claim) -> tuple[str, ...]:
+    return tuple(claim["experiment"].get("games") or claim["experiment"]["tasks"])
+
+
+def _score(claim: Claim, row: Row) -> float:
+    score: float = row["scores"][SCORES[claim["score"]]][0]
+    return score
 
 
 def _rows_of(claim: Claim, rows: Iterable[Row], arm: str, task: str) -> list[Row]:
@@ -100,7 +121,7 @@ def _rows_of(claim: Claim, rows: Iterable[Row], arm: str, task: str) -> list[Row
 
 @dataclass(frozen=True)
 class Search:
-    """What an arm scored at each of its settings, on search seeds.
+    """Scores of an arm at each of its settings, on search seeds.
 
     Args:
         arm: its name in claims.yaml.
@@ -126,19 +147,18 @@ class Search:
 
 def searches(claim: Claim, rows: Rows) -> list[Search]:
     """The searches of ``claim``, in the order of its arms; none beyond an arm whose settings lack runs."""
-    experiment = claim["experiment"]
-    tasks = tuple(experiment.get("games") or experiment["tasks"])
+    tasks = _tasks(claim)
     together = [tasks] if claim["rule"].startswith("One setting an arm, for all games") else [(each,) for each in tasks]
     found = []
     for group in together:
-        units: list[float] | None = None
+        plain: list[Array] | None = None
         for arm in claim["arms"]:
             scores = _search_scores(claim, rows, arm, group)
             if scores is None:
                 break
             if len(group) > 1:
-                units = units or [float(each.mean()) for each in list(scores.values())[len(scores) // 2]]
-                scores = {key: [a / b for a, b in zip(of, units, strict=True)] for key, of in scores.items()}
+                plain = plain or list(scores.values())[len(scores) // 2]
+                scores = {key: relative(of, plain) for key, of in scores.items()}
             found.append(Search(arm, group, scores))
     return found
 
@@ -154,7 +174,7 @@ def _search_scores(
         key = "regularizer.tau" if len(taus) > 1 else "algo.learning_rate"
         for row in of_task:
             setting = (key.rpartition(".")[2].replace("_", " "), float(row["config"][key]))
-            found.setdefault(setting, {}).setdefault(task, []).append(row["scores"][SCORES[claim["score"]]][0])
+            found.setdefault(setting, {}).setdefault(task, []).append(_score(claim, row))
     counts = [len(of.get(task, ())) for of in found.values() for task in tasks]
     if len(found) != 3 or len(set(counts)) != 1 or not counts[0]:
         return None
@@ -178,9 +198,8 @@ def _not_run(claim: Claim, rows: Rows) -> Finding:
 
 
 def _is_searched(claim: Claim, rows: Rows) -> bool:
-    experiment = claim["experiment"]
     found = {(each.arm, task) for each in searches(claim, rows) for task in each.tasks}
-    return found == set(product(claim["arms"], experiment.get("games") or experiment["tasks"]))
+    return found == set(product(claim["arms"], _tasks(claim)))
 
 
 #: Earlier sweeps with about the same time per frame, for sweeps whose search has not run yet.
@@ -192,8 +211,7 @@ def _total_seconds(claim: Claim, rows: Rows) -> float | None:
     experiment, search = claim["experiment"], rows.get(claim["experiment"].get("search", ""), ())
     if "frames" not in experiment or "arms" not in claim:
         return None
-    tasks = experiment.get("games") or experiment["tasks"]
-    frames = len(claim["arms"]) * len(tasks) * len(claim["seeds"]) * experiment["frames"]
+    frames = len(claim["arms"]) * len(_tasks(claim)) * len(claim["seeds"]) * experiment["frames"]
     if search:  # the fastest run: on a busy machine others take longer
         return min((row["cpu_seconds"] or row["wall_seconds"]) / row["frames"] for row in search) * frames
     known = [row for row in _study(rows, "hours") if row["sweep"] == _SIMILAR_SWEEPS.get(experiment["judge"])]
@@ -279,20 +297,18 @@ def _solved(claim: Claim, rows: Rows) -> Finding:
 
 def _pqn(claim: Claim, rows: Rows) -> Finding:
     """IQM of returns over plain PQN's mean per game, and Welch's test per game, corrected over the arms (Holm)."""
-    games = claim["experiment"]["games"]
-    scores = {(arm, game): arm_scores(claim, rows, arm, game) for arm in claim["arms"] for game in games}
-    if min(map(len, scores.values())) < len(claim["seeds"]):
+    scores = fresh_scores(claim, rows)
+    if scores is None:
         return _not_run(claim, rows)
     arms = [arm for arm in claim["arms"] if arm != "peng"]
     below: set[str] = set()
-    for game in games:
-        found = [welch(*(Sample.from_scores(scores[each, game]) for each in (arm, "peng"))) for arm in arms]
+    for place in range(len(_tasks(claim))):
+        found = [welch(*(Sample.from_scores(scores[each][place]) for each in (arm, "peng"))) for arm in arms]
         ps = holm([each.p for each in found])
         below |= {arm for arm, each, p in zip(arms, found, ps, strict=True) if p < 0.05 and each.value < 0}
     words, texts = [], []
     for arm in arms:
-        ratios = [scores[arm, game] / scores["peng", game].mean() for game in games]
-        value, low, high = stratified_estimate(ratios, interquartile_mean)
+        value, low, high = stratified_estimate(relative(scores[arm], scores["peng"]), interquartile_mean)
         word = "shown" if low > 1 and arm not in below else "contradicted" if high < 1 else "undecided"
         texts.append(f"{arm} {value:.2f} [{low:.2f}, {high:.2f}], {word}")
         if arm != "corrected":  # no regularizer
@@ -300,7 +316,7 @@ def _pqn(claim: Claim, rows: Rows) -> Finding:
     word = (
         "shown" if "shown" in words else "contradicted" if set(words) == {"contradicted"} else "undecided at this scale"
     )
-    term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in games])
+    term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in _tasks(claim)])
     return Finding(word, f"IQM over plain PQN: {'; '.join(texts)}; what the term adds: {_lines(term or ())}")
 
 
