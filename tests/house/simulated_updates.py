@@ -20,6 +20,7 @@ from tests.objectives import conftest  # noqa: F401  # which lets the tables of 
 from tests.objectives import q_cases as VALUE
 from tests.objectives import test_slots as SLOTS
 from torchrl_reg import objectives
+from torchrl_reg.lab.learners import cuda_graph, update
 from torchrl_reg.lab.learners.update import make_update
 from torchrl_reg.lab.run.metrics import RunningMeans
 from torchrl_reg.lab.seeds.batched_update import StackedOptimizer
@@ -231,6 +232,33 @@ def test_a_minibatch_on_the_cpu_is_moved_without_waiting() -> None:
     PolyakTargetUpdate(loss, rate=0.5)
     update = make_update(loss, Adam(loss.parameters(), fused=True), device="sim")
     assert update(VALUE.critic_cases.transitions(6))["loss"].device.type == "sim"
+
+
+def test_a_captured_update_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is captured: here its Python code is run again, where a GPU would repeat kernels."""
+
+    captured = []
+
+    def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+        captured.append(function)
+        found = [tensor.clone() for tensor in function()]
+        return lambda: [tensor.copy_(new) for tensor, new in zip(found, function(), strict=True)], found
+
+    monkeypatch.setattr(cuda_graph, "capture", capture)
+    monkeypatch.setattr(update, "require_capturable", lambda *_: None)
+    out: list[list[Any]] = []
+    for where in ("sim", "cpu"):
+        loss = made(CASES["value-m_dqn"], where)
+        target = PolyakTargetUpdate(loss, rate=0.5)
+        optimizer = Adam(loss.parameters(), lr=1e-2, fused=True, capturable=where == "sim")
+        step = make_update(loss, optimizer, target, max_grad_norm=0.5, device=where, cudagraphs=where == "sim")
+        out.append([])
+        for number, batch in enumerate(batches(CASES["value-m_dqn"], where)[:1] * 6):
+            optimizer.param_groups[0]["lr"] = 0.01 if number < 4 else 0.005
+            with sim.host_may_wait() if number < 2 else contextlib.nullcontext():  # the first, and the capture
+                out[-1].append(dict(step(batch.copy())))
+    sim.agree(*out)
+    assert len(captured) == 1
 
 
 def test_coefficients_assigned_between_updates() -> None:

@@ -18,13 +18,13 @@ By design the host waits, and may do so here, for the first batch, in setting up
 priorities, which lie in a tree on the CPU, and for its vectorized lambda-returns, which read where episodes end
 (``make_value_estimator("tdlambda", vectorized=False)`` does not).
 
-Cannot be simulated: CUDA graphs, streams and pinned memory (a copy with ``non_blocking`` counts as one that does not
-wait); kernels of inductor and Triton, and so ``run.compile``; autocast (``bf16``), whose rules PyTorch has per device;
-generators on the device (random numbers are the CPU's); memory, rounding and nondeterminism of CUDA's kernels; several
-devices; ``loss.to(device)`` of a loss built elsewhere, which gives parameters other memory; what asks for CUDA by name
-(``is_cuda``): replay and stacked frames on a GPU, overlapped collection, generators of a checkpoint. Waits inside
-CUDA's kernels are known by a list (``_SYNCHRONIZING``). Tree search and environments are left out. For the rest there
-are the tests marked ``gpu``.
+Cannot be simulated: how CUDA graphs repeat kernels, streams and pinned memory (a copy with ``non_blocking`` counts as
+one that does not wait); kernels of inductor and Triton, and so ``run.compile``; autocast (``bf16``), whose rules
+PyTorch has per device; generators on the device (random numbers are the CPU's); memory, rounding and nondeterminism of
+CUDA's kernels; several devices; ``loss.to(device)`` of a loss built elsewhere, which gives parameters other memory;
+what asks for CUDA by name (``is_cuda``): replay and stacked frames on a GPU, overlapped collection, generators of a
+checkpoint. Waits inside CUDA's kernels are known by a list (``_SYNCHRONIZING``). Tree search and environments are left
+out. For the rest there are the tests marked ``gpu``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from torchrl.objectives import DQNLoss, HardUpdate, LossModule
 from torchrl_reg.lab import UserError, make_update
 from torchrl_reg.lab.learners import graph
 from torchrl_reg.lab.learners.replay import StratifiedSampler
-from torchrl_reg.lab.learners.update import OptimizerStep, _as_cuda_graph, _gradient_step, worth_compiling
+from torchrl_reg.lab.learners.update import OptimizerStep, worth_compiling
 from torchrl_reg.objectives import HardTargetUpdate, MunchausenDQNLoss
 
 
@@ -242,63 +241,8 @@ def test_a_compiled_update_in_bfloat16_is_the_eager_one():
     assert found[0] == pytest.approx(found[1], rel=2e-2)  # bfloat16 is rounded at other places in a fused graph
 
 
-def _annealed(optimizer, update, steps) -> list[float]:
-    """The losses of these steps, at rates that float32 holds exactly."""
-    history = []
-    for step in steps:
-        optimizer.param_groups[0]["lr"] = 0.5 ** (5 + step)
-        history.append(update(_minibatch())["loss"].item())
-    return history
-
-
 def _fused_adam(loss: DQNLoss) -> Adam:
     return Adam(loss.parameters(), lr=0.5, fused=True, capturable=True)
-
-
-def _pass_through(loss, optimizer, priority_key=None):
-    step = _gradient_step(loss, optimizer, None, priority_key, compile=False)
-    return _as_cuda_graph(step, optimizer, torch.device("cuda"))
-
-
-@pytest.mark.filterwarnings("ignore:This module is instantiated on a machine without CUDA:UserWarning")
-@pytest.mark.filterwarnings("ignore:Tensordict is registered in PyTree:UserWarning")
-@pytest.mark.skipif(torch.cuda.is_available(), reason="without CUDA a graph passes its calls through")
-class TestCaptured:
-    def test_priorities_come_back_and_the_minibatch_is_left_alone(self):
-        loss, batch, plain = _dqn(), _minibatch(), _minibatch()
-        expected = loss(plain)["loss"].detach()
-        scalars = _pass_through(loss, _fused_adam(loss), "td_error")(batch)
-        assert torch.equal(scalars["loss"], expected)
-        assert torch.equal(scalars["priority"], plain["td_error"])
-        assert "td_error" not in list(batch.keys())
-
-    def test_the_rate_is_read_from_one_tensor_also_after_a_checkpoint(self):
-        eager = _dqn()
-        optimizer = _fused_adam(eager)
-        expected = _annealed(optimizer, make_update(eager, optimizer), range(8))
-
-        loss = _dqn()
-        optimizer = _fused_adam(loss)
-        update = _pass_through(loss, optimizer)
-        history = _annealed(optimizer, update, range(1))
-        rate = optimizer.param_groups[0]["lr"]  # the memory that a graph would read
-        history += _annealed(optimizer, update, range(1, 4))
-        assert optimizer.param_groups[0]["lr"] is rate and rate.item() == 0.5**8
-
-        optimizer.param_groups[0]["lr"] = torch.tensor(0.5**9)  # of the next step, and no other is assigned before it
-        checkpoint = io.BytesIO()
-        torch.save({"loss": loss.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
-        checkpoint.seek(0)
-        states = torch.load(checkpoint)
-        resumed = _dqn(seed=1)
-        optimizer = _fused_adam(resumed)
-        update = _pass_through(resumed, optimizer)  # before the state is loaded, as in a run
-        resumed.load_state_dict(states["loss"])
-        optimizer.load_state_dict(states["optimizer"])
-        history.append(update(_minibatch())["loss"].item())
-        rate = optimizer.param_groups[0]["lr"]
-        assert history + _annealed(optimizer, update, range(5, 8)) == expected
-        assert optimizer.param_groups[0]["lr"] is rate
 
 
 @pytest.mark.gpu

@@ -55,7 +55,7 @@ class More(NamedTuple):
 
 
 class Graphs:
-    """``function(minibatch, numbers)`` as a compiled graph; one for each key.
+    """``function(minibatch, numbers)`` as a graph; one for each key.
 
     Args:
         function: what is traced. It reads and changes tensors of ``loss`` and ``more``, and nothing else.
@@ -65,9 +65,10 @@ class Graphs:
         stepped: parameters that ``function`` steps. Adam turns a gradient that is rounding alone into a full step, so
             these are compared as a whole.
         tolerance: see :data:`TOLERANCE`.
+        kind: of the graphs: :class:`CompiledGraph`, or :class:`~torchrl_reg.lab.learners.cuda_graph.CudaGraph`.
 
     Raises (when called):
-        NoGraphError: the function cannot be traced or compiled, or its graph fails or differs from ``eager``.
+        NoGraphError: there is no graph of the function, or its graph fails or differs from ``eager``.
     """
 
     def __init__(
@@ -79,11 +80,12 @@ class Graphs:
         *,
         stepped: Sequence[Tensor] = (),
         tolerance: float = TOLERANCE,
+        kind: type[Any] | None = None,
     ) -> None:
         self._function, self._eager, self._loss, self._more = function, eager, loss, more
-        self._stepped, self._tolerance = [*stepped], tolerance
+        self._stepped, self._tolerance, self._kind = [*stepped], tolerance, kind or CompiledGraph
         self._reach: _Reach | None = None
-        self._graphs: list[tuple[Any, _Graph]] = []
+        self._graphs: list[tuple[Any, Any]] = []
         self._count = 0  # of all that there were
 
     def __call__(self, minibatch: TensorDictBase) -> Results:
@@ -109,18 +111,18 @@ class Graphs:
 
     def _make(
         self, minibatch: TensorDictBase, names: Any, given: list[Tensor], held: list[Tensor]
-    ) -> tuple[_Graph, Results]:
+    ) -> tuple[Any, Results]:
         """A graph, and the results of its first call."""
 
         def traced(*_: Tensor) -> list[Tensor]:
-            data = _nested(names, given, minibatch)
+            data = _nested(names, own, minibatch)
             entries, gradients = self._function(data, read.unbind())
             layout.append(([*entries], [gradient is not None for gradient in gradients]))
             return [*entries.values(), *(gradient for gradient in gradients if gradient is not None)]
 
         layout: list[Any] = []
         numbers = self._more.numbers()
-        read = torch.tensor(numbers, dtype=torch.float64)
+        own, read = self._kind.own(given, numbers)
         # Given tensors, too, where a loss can write into them: not one that was expanded.
         before = _Snapshot([*held, *(tensor for tensor in given if tensor.is_contiguous())])
         try:
@@ -130,7 +132,7 @@ class Graphs:
             # A first call may set attributes: private copies of networks follow the mode of the one they copy.
             self._reach = _Reach(self._loss, self._more.tensors())
             settings = self._reach.settings()
-            graph = _Graph(traced, held, given, read, layout)
+            graph = self._kind(traced, held, own, read, layout)
             before.restore()
             if self._reach.settings() != settings:
                 raise NoGraphError("the loss changes its own attributes in every call")
@@ -213,7 +215,7 @@ class _Snapshot:
 # ------------------------------------------------------------ one graph
 
 
-class _Graph:
+class CompiledGraph:
     """``function(*held, *given, numbers)``, which closes over these very tensors, compiled.
 
     Args:
@@ -250,6 +252,11 @@ class _Graph:
             self._run = compile_trace(graph, self._inputs(given))
         except Exception as error:
             raise NoGraphError(f"it cannot be compiled ({first_line(error)})") from error
+
+    @staticmethod
+    def own(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[Sequence[Tensor], Tensor]:
+        """What is traced: any minibatch is an input, and numbers of double precision."""
+        return given, torch.tensor(numbers, dtype=torch.float64)
 
     def _inputs(self, given: Sequence[Tensor]) -> list[Tensor]:
         # Inductor's code takes strides as they were.

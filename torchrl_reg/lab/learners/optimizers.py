@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -195,6 +196,52 @@ class TracedAdam:
             old.append(self._counts[number])
             new.append(self._counts[number] + torch.tensor(stepped, device=self._counts[number].device))
         torch._foreach_copy_(old, new)
+
+
+class CapturedStep:
+    """The step of any optimizer with ``capturable=True``, for a CUDA graph that is handed its learning rates.
+
+    Args:
+        optimizer: one that has stepped before; its state has the tensors of a graph.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._state: Any = None  # the one whose tensors are held
+        self._count = 0  # of the parameters in it
+        self._tensors: list[Tensor] = []
+
+    def tensors(self) -> list[Tensor]:
+        """Those of the state."""
+        state = self._optimizer.state
+        if self._state is not state or self._count != len(state):
+            self._state, self._count = state, len(state)
+            self._tensors = [held for of in state.values() for held in of.values() if isinstance(held, Tensor)]
+        return self._tensors
+
+    def numbers(self) -> list[float]:
+        """The learning rate of each group."""
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def settings(self) -> list[Any]:
+        """What a graph holds fixed: all others of a group."""
+        return [
+            [len(group["params"]), *(value for name, value in group.items() if name not in ("params", "lr"))]
+            for group in self._optimizer.param_groups
+        ]
+
+    @contextmanager
+    def rates(self, numbers: Sequence[Tensor]) -> Iterator[None]:
+        """Inside, the learning rates are these tensors."""
+        groups = self._optimizer.param_groups
+        before = [group["lr"] for group in groups]
+        try:
+            for group, rate in zip(groups, numbers, strict=False):
+                group["lr"] = rate
+            yield
+        finally:
+            for group, rate in zip(groups, before, strict=True):
+                group["lr"] = rate
 
 
 def _place_of_learnt(parameters: Sequence[Tensor]) -> int:

@@ -9,8 +9,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import CudaGraphModule
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torchrl.data import TensorDictReplayBuffer
@@ -19,10 +18,11 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from torchrl_reg.compat import backward, has_step_hooks
-from torchrl_reg.lab.errors import UserError, first_line, require
+from torchrl_reg.lab.errors import first_line, require
+from torchrl_reg.lab.learners.cuda_graph import CudaGraph, require_capturable
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results
-from torchrl_reg.lab.learners.optimizers import FlatRAdam, TracedAdam
+from torchrl_reg.lab.learners.optimizers import CapturedStep, FlatRAdam, TracedAdam
 from torchrl_reg.lab.seeds.batched_update import batched_step
 from torchrl_reg.lab.seeds.workers import current_worker
 
@@ -65,9 +65,10 @@ def make_update(
     optimizers and updaters step outside. What has no graph is eager, with a message. None: if that pays off over
     ``updates`` updates, see :func:`worth_compiling`. ``report(compiled)`` gets the choice. With ``bf16`` networks
     compute in bfloat16 (autocast), and targets, losses, parameters and their gradients stay float32. ``cudagraphs``
-    captures everything except the target update and the priorities: both depend on host counters, which a graph would
-    freeze. Learning rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g. by a scheduler,
-    takes effect with the next update, captured or not.
+    captures the losses, their gradients, the clip, the step of any optimizer and a
+    :class:`~torchrl_reg.objectives.PolyakTargetUpdate` as one CUDA graph, compiled or not; what cannot be captured is
+    eager, with a message. Learning rates are not frozen: a value assigned to ``optimizer.param_groups[i]["lr"]``, e.g.
+    by a scheduler, takes effect with the next update, compiled, captured or not.
 
     Raises:
         UserError: ``max_grad_norm`` is not positive; ``cudagraphs`` without a CUDA device, or
@@ -80,20 +81,28 @@ def make_update(
     priority_key = loss.tensor_keys.priority if prioritized else None
     if compile is None and not worth_compiling(updates, device):
         compile = False
+    if cudagraphs:
+        require_capturable(optimizer, device)
     # Elsewhere the counts of its steps lie on the device, and reading them would wait for it.
     whole = compile is not False and device.type == "cpu" and current_worker() is None and TracedAdam.fits(optimizer)
+    whole = whole and not cudagraphs
     step = _gradient_step(
         loss, optimizer, max_grad_norm, priority_key, compile=False if whole else compile, bf16=bf16, report=report
     )
     report(compile is not False)
-    if whole:
+    if whole or cudagraphs:
         polyak = target if hasattr(target, "traced_step") else None  # the others count on the host
         target = None if polyak is not None else target
-        step = _one_graph(
-            step, loss, optimizer, polyak, max_grad_norm, priority_key, required=bool(compile), bf16=bf16, report=report
+        step = (
+            _captured(step, loss, optimizer, polyak, bf16=bf16)
+            if cudagraphs
+            else _one_graph(
+                *(step, loss, optimizer, polyak, max_grad_norm, priority_key),
+                required=bool(compile),
+                bf16=bf16,
+                report=report,
+            )
         )
-    if cudagraphs:
-        step = _as_cuda_graph(step, optimizer, device)
 
     if not getattr(loss, "diagnostics", False):
         wants_diagnostics = None  # nothing to leave out
@@ -148,28 +157,6 @@ def _gradient_step(
     return batched_step(worker, step, make_gradients, loss, parameters, optimizer, max_grad_norm)
 
 
-def _as_cuda_graph(step: Update, optimizer: Optimizer, device: torch.device) -> Update:
-    if device.type != "cuda":
-        raise UserError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
-    if not optimizer.defaults.get("capturable", False):
-        raise UserError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
-    graph = CudaGraphModule(lambda data: TensorDict(step(data)), in_keys=[], out_keys=[], warmup=5, device=device)
-    # A graph reads the memory it was captured with, and bakes in Python numbers. Fused optimizers read float32.
-    rates = [
-        torch.as_tensor(group["lr"], dtype=torch.float32, device=group["params"][0].device)
-        for group in optimizer.param_groups
-    ]
-
-    def replayed(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        for rate, group in zip(rates, optimizer.param_groups, strict=True):
-            if group["lr"] is not rate:  # annealed, or loaded from a checkpoint
-                group["lr"] = rate.fill_(float(group["lr"]))
-        # A copy, because capture replaces the entries of its input and the loss adds one.
-        return graph(minibatch.copy())
-
-    return replayed
-
-
 # ------------------------------------------------------------ gradients
 
 
@@ -222,7 +209,7 @@ def _gradients(
             parameter.grad = gradient
         return losses
 
-    return _where_possible(in_graph, eager, loss, report, required=bool(compile))
+    return _where_possible(in_graph, eager, loss, report=report, required=bool(compile))
 
 
 def _losses_and_gradients(
@@ -237,7 +224,15 @@ def _losses_and_gradients(
     return {name: value.detach() for name, value in losses.items()}, aligned
 
 
-def _where_possible(in_graph: Call, eager: Call, loss: Any, report: Report, *, required: bool) -> Call:
+def _where_possible(
+    in_graph: Call,
+    eager: Call,
+    loss: Any,
+    *,
+    required: bool,
+    said: str = "run.compile: updates are not compiled",
+    report: Report = lambda _: None,
+) -> Call:
     """``in_graph``, or ``eager`` from the first call on that has no graph, with a message."""
     failures: type[Exception] = NoGraphError if required else Exception
     check = getattr(loss, "check_data", lambda _: None)  # a graph has no checks of its data
@@ -252,7 +247,7 @@ def _where_possible(in_graph: Call, eager: Call, loss: Any, report: Report, *, r
             except failures as error:
                 failed = True
                 report(False)
-                print(f"run.compile: updates are not compiled: {first_line(error)}", file=sys.stderr, flush=True)
+                print(f"{said}: {first_line(error)}", file=sys.stderr, flush=True)
         return eager(minibatch)
 
     return call  # type: ignore[return-value]
@@ -320,7 +315,47 @@ def _one_graph(
             return by_eager_pytorch(minibatch)
         return graphs(minibatch)[0]
 
-    return _where_possible(in_graph, by_eager_pytorch, loss, report, required=required)
+    return _where_possible(in_graph, by_eager_pytorch, loss, report=report, required=required)
+
+
+def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf16: bool) -> Update:
+    """``eager``, and the step of ``polyak``, as a CUDA graph."""
+    step = CapturedStep(optimizer)
+
+    def by_eager_pytorch(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
+        scalars = eager(minibatch)
+        if polyak is not None:
+            polyak.step()
+        return scalars
+
+    def function(minibatch: TensorDictBase, numbers: Sequence[Tensor]) -> Results:
+        with step.rates(numbers):
+            scalars = eager(minibatch)
+        if polyak is not None:
+            polyak.traced_step(numbers[-1])
+        return dict(scalars), []
+
+    def numbers() -> list[float]:
+        return step.numbers() + ([] if polyak is None else [polyak.rate])
+
+    graphs = Graphs(
+        function,
+        lambda minibatch: (dict(by_eager_pytorch(minibatch)), []),
+        loss,
+        More(step.tensors, numbers, step.settings),
+        stepped=[p for group in optimizer.param_groups for p in group["params"]],
+        tolerance=_tolerance(bf16),
+        kind=CudaGraph,
+    )
+
+    def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
+        # The first step makes the optimizer's state, which a graph needs; hooks run on the host.
+        if not optimizer.state or has_step_hooks(optimizer):
+            return by_eager_pytorch(minibatch)
+        return graphs(minibatch)[0]
+
+    said = "run.cudagraphs: updates are not captured"
+    return _where_possible(in_graph, by_eager_pytorch, loss, said=said, required=True)
 
 
 def _scalars(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,90 @@
+"""A function of tensors captured as a CUDA graph, which replays its kernels without Python.
+
+A graph reads and writes the memory it was captured with: what it is given is copied there, and what it returns is
+copied out. Its key and its comparison with eager PyTorch are those of :class:`~torchrl_reg.lab.learners.graph.Graphs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torchrl_reg.lab.errors import UserError, first_line
+from torchrl_reg.lab.learners.graph import NoGraphError, Results
+
+#: Calls before the capture, in which libraries and compiled kernels set themselves up.
+_WARM_UP = 3
+
+
+class CudaGraph:
+    """``function()``, which closes over the tensors it reads, captured.
+
+    Args:
+        held: tensors that it may change.
+        given: tensors of this graph, into which each call copies what it is given.
+        numbers: a vector of this graph, into which each call copies what it is handed.
+        layout: filled by ``function``: the names of its entries, and which gradients there are.
+
+    Raises:
+        NoGraphError: ``function`` cannot be captured.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., list[Tensor]],
+        held: Sequence[Tensor],
+        given: Sequence[Tensor],
+        numbers: Tensor,
+        layout: list[Any],
+    ) -> None:
+        self._given, self._numbers = list(given), numbers
+        self._last: list[float] | None = None  # which the vector holds
+        try:
+            self._replay, self._found = capture(function)
+        except Exception as error:
+            raise NoGraphError(f"it cannot be captured ({first_line(error)})") from error
+        self._names, self._has_gradient = layout[-1]
+
+    @staticmethod
+    def own(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[list[Tensor], Tensor]:
+        """The memory that a graph reads, filled. Fused optimizers read their rates in float32."""
+        device = given[0].device
+        return [tensor.clone() for tensor in given], torch.tensor(numbers, dtype=torch.float32).to(device)
+
+    def __call__(self, given: Sequence[Tensor], numbers: list[float]) -> Results:
+        if numbers != self._last:
+            self._last = numbers
+            there = torch.tensor(numbers, dtype=torch.float32)
+            # From new pinned memory: the host could overwrite old one before it is read.
+            self._numbers.copy_(there.pin_memory() if self._numbers.is_cuda else there, non_blocking=True)
+        torch._foreach_copy_(self._given, list(given), non_blocking=True)
+        self._replay()
+        found = [tensor.clone() for tensor in self._found]  # the next call writes there
+        entries, gradients = dict(zip(self._names, found, strict=False)), iter(found[len(self._names) :])
+        return entries, [next(gradients) if has_gradient else None for has_gradient in self._has_gradient]
+
+
+def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+    """What repeats ``function``, and where it leaves its results."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = function()
+    return graph.replay, found
+
+
+def require_capturable(optimizer: Optimizer, device: torch.device) -> None:
+    """Raises UserError unless steps of ``optimizer`` on ``device`` can be captured."""
+    if device.type != "cuda":
+        raise UserError(f"run.cudagraphs=true needs a CUDA device, got run.device={device.type}.")
+    if not optimizer.defaults.get("capturable", False):
+        raise UserError("run.cudagraphs=true needs an optimizer built with capturable=True, got another.")
