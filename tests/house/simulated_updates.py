@@ -239,7 +239,7 @@ def test_a_captured_update_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
     captured = []
 
-    def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], Any], list[Tensor]]:
+    def capture(function: Callable[[], list[Tensor]], _: torch.device) -> tuple[Callable[[], Any], list[Tensor]]:
         captured.append(function)
         found = [tensor.clone() for tensor in function()]
         return lambda: [tensor.copy_(new) for tensor, new in zip(found, function(), strict=True)], found

@@ -35,7 +35,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """All captures."""
     made: list[Any] = []
 
-    def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
+    def capture(function: Callable[[], list[Tensor]], _: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
         for _ in range(2):  # it may be called as often as one likes
             function()
         graph = trace(function, [])
@@ -131,7 +131,7 @@ def test_a_run_goes_on_from_a_checkpoint(captures: list[Any]) -> None:
 
 
 def test_what_cannot_be_captured_is_eager(captures: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def refuse(_: Any) -> Any:
+    def refuse(*_: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(cuda_graph, "capture", refuse)
@@ -149,8 +149,8 @@ def test_a_capture_that_differs_from_eager_is_not_used(
     captured, eager = twins()
     weight = next(captured.loss.parameters())
 
-    def wrong(function: Any) -> Any:
-        replay, found = capture(function)
+    def wrong(*given: Any) -> Any:
+        replay, found = capture(*given)
 
         @torch.no_grad()
         def run() -> None:

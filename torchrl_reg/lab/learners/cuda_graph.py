@@ -44,7 +44,7 @@ class CudaGraph:
         self._given, self._numbers = list(given), numbers
         self._last: list[float] | None = None  # which the vector holds
         try:
-            self._replay, self._found = capture(function)
+            self._replay, self._found = capture(function, numbers.device)
         except Exception as error:
             raise NoGraphError(f"it cannot be captured ({first_line(error)})") from error
         self._names, self._has_gradient = layout[-1]
@@ -68,17 +68,18 @@ class CudaGraph:
         return entries, [next(gradients) if has_gradient else None for has_gradient in self._has_gradient]
 
 
-def capture(function: Callable[[], list[Tensor]]) -> tuple[Callable[[], None], list[Tensor]]:
-    """What repeats ``function``, and where it leaves its results."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = function()
+def capture(function: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
+    """What repeats ``function`` on ``device``, and where it leaves its results."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = function()
     return graph.replay, found
 
 
