@@ -60,8 +60,19 @@ def findings(claims: Sequence[Claim], rows: Rows) -> list[tuple[Claim, Finding]]
 def _finding(claim: Claim, rows: Rows) -> Finding:
     try:
         return _RULES.get(claim["id"], _without_rule)(claim, rows)
-    except KeyError as error:
+    except _MissingRowError as error:
         return Finding(OPEN, f"a row is missing: {error}")
+
+
+class _MissingRowError(LookupError):
+    """The rows of a study lack one that a rule reads."""
+
+
+class _ByKey(dict[Any, Any]):
+    """Rows, or their values, by what tells them apart."""
+
+    def __missing__(self, key: object) -> Any:
+        raise _MissingRowError(key)
 
 
 def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
@@ -70,7 +81,7 @@ def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
     Raises:
         UserError: a seed appears twice, at two settings or commits.
     """
-    experiment, frames = claim["experiment"], claim["experiment"].get("frames")
+    experiment, frames = claim["experiment"], _frames(claim, arm)
     found = [
         row
         for row in _rows_of(claim, rows.get(experiment["judge"], ()), arm, task)
@@ -97,6 +108,12 @@ def relative(scores: Iterable[Array], to: Iterable[Array]) -> list[Array]:
 
 def _tasks(claim: Claim) -> tuple[str, ...]:
     return tuple(claim["experiment"].get("games") or claim["experiment"]["tasks"])
+
+
+def _frames(claim: Claim, arm: str) -> int | None:
+    """Those of a run of ``arm`` on fresh seeds."""
+    frames: int | None = claim["experiment"].get("frames")
+    return claim["experiment"].get("fewer_frames", {}).get(arm, frames)
 
 
 def _score(claim: Claim, row: Row) -> float:
@@ -211,7 +228,7 @@ def _total_seconds(claim: Claim, rows: Rows) -> float | None:
     experiment, search = claim["experiment"], rows.get(claim["experiment"].get("search", ""), ())
     if "frames" not in experiment or "arms" not in claim:
         return None
-    frames = len(claim["arms"]) * len(_tasks(claim)) * len(claim["seeds"]) * experiment["frames"]
+    frames = len(_tasks(claim)) * len(claim["seeds"]) * sum(_frames(claim, arm) or 0 for arm in claim["arms"])
     if search:  # the fastest run: on a busy machine others take longer
         return min((row["cpu_seconds"] or row["wall_seconds"]) / row["frames"] for row in search) * frames
     known = [row for row in _study(rows, "hours") if row["sweep"] == _SIMILAR_SWEEPS.get(experiment["judge"])]
@@ -352,7 +369,7 @@ def _study(rows: Rows, name: str) -> list[Row]:
 def _exact(claim: Claim, rows: Rows) -> Finding:
     found = [row for row in _study(rows, "exact") if row["claim"] == claim["id"]]
     at = [f"{row['measure']} {row['value']:.3g}{_at(row)}" for row in found]
-    values = {(row["measure"], row.get("at")): row["value"] for row in found}
+    values = _ByKey({(row["measure"], row.get("at")): row["value"] for row in found})
     if not found:
         return Finding(OPEN, "`python -m recipes.studies.exact recipes/results/exact.jsonl`")
     if claim["id"] == "munchausen_is_kl":
@@ -400,9 +417,8 @@ def interval_difference(one: Row, other: Row) -> Difference:
 
 
 def _grids(claim: Claim, rows: Rows) -> Finding:
-    found = {
-        (row["world"], row["method"]): row for row in _study(rows, "mirl_grid") if row["measure"] == "reward per step"
-    }
+    rewards = [row for row in _study(rows, "mirl_grid") if row["measure"] == "reward per step"]
+    found = _ByKey({(row["world"], row["method"]): row for row in rewards})
     if not found:
         return _without_rule(claim, rows)
     order = ("MIRL", "SQL_m", "SQL", "Q-learning")
