@@ -46,7 +46,9 @@ class CudaGraph:
         try:
             self._replay, self._found = capture(function, numbers.device)
         except Exception as error:
-            raise NoGraphError(f"it cannot be captured ({first_line(error)})") from error
+            # Ending a capture that failed raises an error of its own, which hides the cause.
+            cause = error.__context__ if isinstance(error.__context__, Exception) else error
+            raise NoGraphError(f"it cannot be captured ({first_line(cause)})") from error
         self._names, self._has_gradient = layout[-1]
 
     @staticmethod
@@ -71,15 +73,25 @@ class CudaGraph:
 def capture(function: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
     """What repeats ``function`` on ``device``, and where it leaves its results."""
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
+        before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(before)
+        mode = torch.cuda.get_sync_debug_mode()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    function()
+                # What waits for the device would break the capture, and the generator with it: it raises here.
+                torch.cuda.set_sync_debug_mode("error")
                 function()
-        torch.cuda.current_stream().wait_stream(stream)
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            before.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = function()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                found = function()
+        finally:
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own
     return graph.replay, found
 
 

@@ -104,6 +104,8 @@ class Graphs:
         if self._count > MAX_GRAPHS:
             raise NoGraphError(f"shapes, or attributes of the loss, have changed {MAX_GRAPHS} times")
         graph, results = self._make(minibatch, names, given, reach.tensors)
+        if graph is None:
+            return results
         if self._reach.names != reach.names:
             self._graphs = []
         self._graphs.append(((self._reach.settings(), *key[1:]), graph))
@@ -112,7 +114,7 @@ class Graphs:
     def _make(
         self, minibatch: TensorDictBase, names: Any, given: list[Tensor], held: list[Tensor]
     ) -> tuple[Any, Results]:
-        """A graph, and the results of its first call."""
+        """A graph, and the results of its first call; no graph if that of eager PyTorch made tensors to be held."""
 
         def traced(*_: Tensor) -> list[Tensor]:
             data = _nested(names, own, minibatch)
@@ -126,7 +128,10 @@ class Graphs:
         # Given tensors, too, where a loss can write into them: not one that was expanded.
         before = _Snapshot([*held, *(tensor for tensor in given if tensor.is_contiguous())])
         try:
+            more = self._more.tensors()
             expected = self._eager(_nested(names, given, minibatch))
+            if self._more.tensors() is not more:  # which could not be restored: a first step makes its moments
+                return None, expected
             after = [tensor.detach().clone() for tensor in held]
             before.restore()
             # A first call may set attributes: private copies of networks follow the mode of the one they copy.

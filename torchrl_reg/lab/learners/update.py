@@ -333,25 +333,27 @@ def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf
             scalars = eager(minibatch)
         if polyak is not None:
             polyak.traced_step(numbers[-1])
+        for parameter in stepped:
+            parameter.grad = None  # it is memory of this graph, which the next one does not write
         return dict(scalars), []
 
     def numbers() -> list[float]:
         return step.numbers() + ([] if polyak is None else [polyak.rate])
 
+    stepped = [p for group in optimizer.param_groups for p in group["params"]]
     graphs = Graphs(
         function,
         lambda minibatch: (dict(by_eager_pytorch(minibatch)), []),
         loss,
         More(step.tensors, numbers, step.settings),
-        stepped=[p for group in optimizer.param_groups for p in group["params"]],
+        stepped=stepped,
         tolerance=_tolerance(bf16),
         kind=CudaGraph,
     )
 
     def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        # The first step makes the optimizer's state, which a graph needs; hooks run on the host.
-        if not optimizer.state or has_step_hooks(optimizer):
-            return by_eager_pytorch(minibatch)
+        if has_step_hooks(optimizer):
+            raise NoGraphError("the optimizer has hooks, or a scheduler of PyTorch, which count its steps on the host")
         return graphs(minibatch)[0]
 
     said = "run.cudagraphs: updates are not captured"
