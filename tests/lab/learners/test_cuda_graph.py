@@ -15,7 +15,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 
 from tests.lab.learners import test_graph
-from tests.lab.learners.test_graph import CHANGES, Twin, assert_equal, minibatch, network
+from tests.lab.learners.test_graph import CHANGES, Twin, assert_equal, assert_followed, minibatch, network
 from torchrl_reg.compat import trace
 from torchrl_reg.lab.learners import cuda_graph, update
 from torchrl_reg.lab.learners.optimizers import make_optimizer
@@ -62,13 +62,8 @@ def twins(**options: Any) -> tuple[Twin, Twin]:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_between_updates_is_followed(captures: list[Any], name: str) -> None:
-    captured, eager = twins()
-    assert_equal(captured.run(), eager.run())
-    change, count = CHANGES[name]
-    for twin in (captured, eager):
-        change(twin)
-    assert_equal(captured.run(), eager.run())
-    assert len(captures) == count
+    assert_followed(name, *twins())
+    assert len(captures) == CHANGES[name][1]
 
 
 def test_clipped_steps_beside_copied_targets(captures: list[Any]) -> None:

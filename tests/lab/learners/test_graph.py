@@ -138,15 +138,18 @@ CHANGES: dict[str, tuple[Callable[[Twin], Any], int]] = {
 }
 
 
+def assert_followed(name: str, graphed: Twin, eager: Twin) -> None:
+    """Compares the updates before and after the change ``name``."""
+    assert_equal(graphed.run(), eager.run())
+    for twin in (graphed, eager):
+        CHANGES[name][0](twin)
+    assert_equal(graphed.run(), eager.run())
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_between_updates_is_followed(graphs: list[Any], name: str) -> None:
-    eager, compiled = Twin(False), Twin(True)
-    assert_equal(compiled.run(), eager.run())
-    change, count = CHANGES[name]
-    for twin in (eager, compiled):
-        change(twin)
-    assert_equal(compiled.run(), eager.run())
-    assert len(graphs) == count
+    assert_followed(name, Twin(True), Twin(False))
+    assert len(graphs) == CHANGES[name][1]
 
 
 def test_target_copies_and_a_clip_stand_where_they_do_in_eager(graphs: list[Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torchrl_reg.lab.errors import UserError, first_line
-from torchrl_reg.lab.learners.graph import NoGraphError, Results
+from torchrl_reg.lab.learners.graph import NoGraphError, Results, results_of
 
 #: Calls before the capture, in which libraries and compiled kernels set themselves up.
 _WARM_UP = 3
@@ -49,13 +49,13 @@ class CudaGraph:
             # Ending a capture that failed raises an error of its own, which hides the cause.
             cause = error.__context__ if isinstance(error.__context__, Exception) else error
             raise NoGraphError(f"it cannot be captured ({first_line(cause)})") from error
-        self._names, self._has_gradient = layout[-1]
+        self._layout = layout[-1]
 
     @staticmethod
     def own(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[list[Tensor], Tensor]:
         """The memory that a graph reads, filled. Fused optimizers read their rates in float32."""
-        device = given[0].device
-        return [tensor.clone() for tensor in given], torch.tensor(numbers, dtype=torch.float32).to(device)
+        vector = torch.tensor(numbers, dtype=torch.float32).to(given[0].device)
+        return [tensor.clone() for tensor in given], vector
 
     def __call__(self, given: Sequence[Tensor], numbers: list[float]) -> Results:
         if numbers != self._last:
@@ -66,8 +66,7 @@ class CudaGraph:
         torch._foreach_copy_(self._given, list(given), non_blocking=True)
         self._replay()
         found = [tensor.clone() for tensor in self._found]  # the next call writes there
-        entries, gradients = dict(zip(self._names, found, strict=False)), iter(found[len(self._names) :])
-        return entries, [next(gradients) if has_gradient else None for has_gradient in self._has_gradient]
+        return results_of(found, self._layout)
 
 
 def capture(function: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:

@@ -245,7 +245,7 @@ class CompiledGraph:
         except Exception as error:
             raise NoGraphError(f"it cannot be traced ({first_line(error)})") from error
         used = _without_unused(graph)
-        self._names, self._has_gradient = layout[-1]
+        self._layout = layout[-1]
         self._reads = used[len(held) : len(held) + len(given)]
         # Written through NumPy: a new tensor takes as long as a small kernel.
         self._numbers, self._write = numbers, numbers.numpy()
@@ -272,8 +272,14 @@ class CompiledGraph:
         self._write[:] = numbers
         with torch.no_grad():
             found = self._run(*self._inputs(given))
-        entries, gradients = dict(zip(self._names, found, strict=False)), iter(found[len(self._names) :])
-        return entries, [next(gradients) if has_gradient else None for has_gradient in self._has_gradient]
+        return results_of(found, self._layout)
+
+
+def results_of(found: Sequence[Tensor], layout: tuple[list[str], list[bool]]) -> Results:
+    """What a graph found, by the names of its entries and by which gradients there are."""
+    names, has_gradient = layout
+    entries, gradients = dict(zip(names, found, strict=False)), iter(found[len(names) :])
+    return entries, [next(gradients) if has else None for has in has_gradient]
 
 
 class _NothingRead(TorchFunctionMode):

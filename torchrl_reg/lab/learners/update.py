@@ -84,8 +84,8 @@ def make_update(
     if cudagraphs:
         require_capturable(optimizer, device)
     # Elsewhere the counts of its steps lie on the device, and reading them would wait for it.
-    whole = compile is not False and device.type == "cpu" and current_worker() is None and TracedAdam.fits(optimizer)
-    whole = whole and not cudagraphs
+    whole = compile is not False and not cudagraphs and device.type == "cpu"
+    whole = whole and current_worker() is None and TracedAdam.fits(optimizer)
     step = _gradient_step(
         loss, optimizer, max_grad_norm, priority_key, compile=False if whole else compile, bf16=bf16, report=report
     )
@@ -93,16 +93,13 @@ def make_update(
     if whole or cudagraphs:
         polyak = target if hasattr(target, "traced_step") else None  # the others count on the host
         target = None if polyak is not None else target
-        step = (
-            _captured(step, loss, optimizer, polyak, bf16=bf16)
-            if cudagraphs
-            else _one_graph(
-                *(step, loss, optimizer, polyak, max_grad_norm, priority_key),
-                required=bool(compile),
-                bf16=bf16,
-                report=report,
+        if cudagraphs:
+            step = _captured(step, loss, optimizer, polyak, bf16=bf16)
+        else:
+            required = bool(compile)
+            step = _one_graph(
+                step, loss, optimizer, polyak, max_grad_norm, priority_key, required=required, bf16=bf16, report=report
             )
-        )
 
     if not getattr(loss, "diagnostics", False):
         wants_diagnostics = None  # nothing to leave out
@@ -287,69 +284,38 @@ def _one_graph(
                 polyak.traced_step(numbers[-1])
         return scalars | _priority(minibatch, priority_key), []
 
-    def by_eager_pytorch(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        scalars = eager(minibatch)
-        if polyak is not None:
-            polyak.step()
-        return scalars
+    whole = _and_target(eager, polyak)
 
-    def numbers() -> list[float]:
-        return adam.numbers() + ([] if polyak is None else [polyak.rate])
-
-    def expected(minibatch: TensorDictBase) -> Results:
+    def checked(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         adam.check()
-        return dict(by_eager_pytorch(minibatch)), []
+        return whole(minibatch)
 
-    stepped = [p for group in optimizer.param_groups for p in group["params"]]
-    graphs = Graphs(
-        function,
-        expected,
-        loss,
-        More(adam.tensors, numbers, adam.settings),
-        stepped=stepped,
-        tolerance=_tolerance(bf16),
-    )
+    graphs = _graphs_of(function, checked, loss, optimizer, polyak, adam, bf16=bf16)
 
     def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if not TracedAdam.fits(optimizer):  # a hook, say
-            return by_eager_pytorch(minibatch)
+            return whole(minibatch)
         return graphs(minibatch)[0]
 
-    return _where_possible(in_graph, by_eager_pytorch, loss, report=report, required=required)
+    return _where_possible(in_graph, whole, loss, report=report, required=required)
 
 
 def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf16: bool) -> Update:
     """``eager``, and the step of ``polyak``, as a CUDA graph."""
-    step = CapturedStep(optimizer)
-
-    def by_eager_pytorch(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        scalars = eager(minibatch)
-        if polyak is not None:
-            polyak.step()
-        return scalars
+    captured_step = CapturedStep(optimizer)
 
     def function(minibatch: TensorDictBase, numbers: Sequence[Tensor]) -> Results:
-        with step.rates(numbers):
+        with captured_step.rates(numbers):
             scalars = eager(minibatch)
         if polyak is not None:
             polyak.traced_step(numbers[-1])
-        for parameter in stepped:
-            parameter.grad = None  # it is memory of this graph, which the next one does not write
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None  # it is memory of this graph, which the next one does not write
         return dict(scalars), []
 
-    def numbers() -> list[float]:
-        return step.numbers() + ([] if polyak is None else [polyak.rate])
-
-    stepped = [p for group in optimizer.param_groups for p in group["params"]]
-    graphs = Graphs(
-        function,
-        lambda minibatch: (dict(by_eager_pytorch(minibatch)), []),
-        loss,
-        More(step.tensors, numbers, step.settings),
-        stepped=stepped,
-        tolerance=_tolerance(bf16),
-        kind=CudaGraph,
-    )
+    whole = _and_target(eager, polyak)
+    graphs = _graphs_of(function, whole, loss, optimizer, polyak, captured_step, bf16=bf16, kind=CudaGraph)
 
     def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         if has_step_hooks(optimizer):
@@ -357,7 +323,41 @@ def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf
         return graphs(minibatch)[0]
 
     said = "run.cudagraphs: updates are not captured"
-    return _where_possible(in_graph, by_eager_pytorch, loss, said=said, required=True)
+    return _where_possible(in_graph, whole, loss, said=said, required=True)
+
+
+def _and_target(step: Update, polyak: Any) -> Update:
+    """``step``, then that of ``polyak``, if there is one."""
+
+    def update(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
+        scalars = step(minibatch)
+        polyak.step()
+        return scalars
+
+    return step if polyak is None else update
+
+
+def _graphs_of(
+    function: Callable[[TensorDictBase, Sequence[Tensor]], Results],
+    eager: Update,
+    loss: Any,
+    optimizer: Optimizer,
+    polyak: Any,
+    step: TracedAdam | CapturedStep,
+    *,
+    bf16: bool,
+    kind: type[Any] | None = None,
+) -> Graphs:
+    """Of a whole update, which is handed the numbers of the optimizer's step, then the rate of ``polyak``."""
+    return Graphs(
+        function,
+        lambda minibatch: (dict(eager(minibatch)), []),
+        loss,
+        More(step.tensors, lambda: step.numbers() + ([] if polyak is None else [polyak.rate]), step.settings),
+        stepped=[p for group in optimizer.param_groups for p in group["params"]],
+        tolerance=_tolerance(bf16),
+        kind=kind,
+    )
 
 
 def _scalars(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
