@@ -99,6 +99,17 @@ def test_one_setting_for_all_games_is_chosen_by_scores_relative_to_the_plain_arm
     assert found["corrected"].chosen == ("learning rate", 0.01)
 
 
+def test_a_search_has_the_action_gap_of_the_second_half_of_its_runs() -> None:
+    rows = search("pqn_regularized", lambda *_: 1.0)
+    for row in rows["answers_pqn_search"]:
+        if row["config"].get("regularizer.name") == "entropy" and row["config"]["regularizer.tau"] == 10.0:
+            row["curve"] = {"gap": [50.0, 50.0, 1.0 + row["seed"], None, 3.0]}  # null: nothing was logged
+    found = {each.arm: each for each in searches(CLAIMS["pqn_regularized"], rows)}
+    assert found["entropy_corrected"].gaps["tau", 10.0] == pytest.approx([2.25] * 5)  # of (2 + 2.5) / 2
+    assert np.isnan(found["entropy_corrected"].gaps["tau", 1.0]).all()
+    assert np.isnan(found["peng"].gaps["learning rate", 0.001]).all()
+
+
 def test_m_dqn_needs_two_games_above_and_none_below() -> None:
     two = {"asterix": 9.0, "breakout": 9.0, "space_invaders": 0.0}
     for ahead, word in ((two, "shown"), (two | {"space_invaders": -9.0}, "undecided at this scale")):

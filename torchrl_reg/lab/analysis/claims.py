@@ -145,11 +145,14 @@ class Search:
         tasks: on which one setting is chosen for all.
         scores: by setting, such as ``("tau", 0.03)``, in ascending order: an array of runs ``[n]`` per task. Of several
             tasks they are divided by the mean of the claim's first arm at its middle setting.
+        gaps: by setting, for each task the action gap in the second half of training, averaged over runs; NaN where it
+            is not recorded.
     """
 
     arm: str
     tasks: tuple[str, ...]
     scores: Mapping[tuple[str, float], Sequence[Array]]
+    gaps: Mapping[tuple[str, float], Sequence[float]]
 
     def mean(self, setting: tuple[str, float]) -> float:
         """The mean over tasks of the mean over seeds."""
@@ -170,32 +173,44 @@ def searches(claim: Claim, rows: Rows) -> list[Search]:
     for group in together:
         plain: list[Array] | None = None
         for arm in claim["arms"]:
-            scores = _search_scores(claim, rows, arm, group)
-            if scores is None:
+            runs = _search_runs(claim, rows, arm, group)
+            if runs is None:
                 break
+            scores = {
+                key: [np.array([_score(claim, row) for row in each], np.float64) for each in of]
+                for key, of in runs.items()
+            }
             if len(group) > 1:
                 plain = plain or list(scores.values())[len(scores) // 2]
                 scores = {key: relative(of, plain) for key, of in scores.items()}
-            found.append(Search(arm, group, scores))
+            gaps = {key: [float(np.mean([_late_gap(row) for row in each])) for each in of] for key, of in runs.items()}
+            found.append(Search(arm, group, scores, gaps))
     return found
 
 
-def _search_scores(
+def _late_gap(row: Row) -> float:
+    curve = np.array(row.get("curve", {}).get("gap", ()), np.float64)  # null where nothing was logged
+    late = curve[len(curve) // 2 :]
+    late = late[~np.isnan(late)]
+    return float(late.mean()) if len(late) else float("nan")
+
+
+def _search_runs(
     claim: Claim, rows: Rows, arm: str, tasks: Sequence[str]
-) -> dict[tuple[str, float], list[Array]] | None:
-    """Runs ``[n]`` per task by setting, in ascending order; None if some are missing."""
-    found: dict[tuple[str, float], dict[str, list[float]]] = {}
+) -> dict[tuple[str, float], list[list[Row]]] | None:
+    """The runs of each task by setting, in ascending order; None if some are missing."""
+    found: dict[tuple[str, float], dict[str, list[Row]]] = {}
     for task in tasks:
         of_task = _rows_of(claim, rows.get(claim["experiment"]["search"], ()), arm, task)
         taus = {row["config"].get("regularizer.tau") for row in of_task}
         key = "regularizer.tau" if len(taus) > 1 else "algo.learning_rate"
         for row in of_task:
             setting = (key.rpartition(".")[2].replace("_", " "), float(row["config"][key]))
-            found.setdefault(setting, {}).setdefault(task, []).append(_score(claim, row))
+            found.setdefault(setting, {}).setdefault(task, []).append(row)
     counts = [len(of.get(task, ())) for of in found.values() for task in tasks]
     if len(found) != 3 or len(set(counts)) != 1 or not counts[0]:
         return None
-    return {setting: [np.array(found[setting][task], np.float64) for task in tasks] for setting in sorted(found)}
+    return {setting: [found[setting][task] for task in tasks] for setting in sorted(found)}
 
 
 # ------------------------------------------------------------ claims decided by fresh seeds
