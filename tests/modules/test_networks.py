@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from torchrl_reg.modules import NetSettings, NoisyLinear, q_network, quantile_network
+from torchrl_reg.modules.ensembles import FullPrecision, OutputLinear, stack_layers
+from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.modules.networks import (
     ChannelNorm,
     ImpalaCNN,
@@ -73,6 +77,54 @@ def test_streams_of_rainbow(shares: bool, layers: int) -> None:
     assert network(torch.rand(2, 4, 10, 10) < 0.3).shape == (2, 51 * 6)
 
 
+def _around_50(settings: NetSettings, env: Spaces, *, quantiles: bool) -> nn.Module:
+    """A network with outputs of about 50, where bfloat16 has steps of .25."""
+    network = (quantile_network if quantiles else q_network)(settings, env)  # type: ignore[arg-type]
+    outputs = [layer for layer in network.modules() if isinstance(layer, FullPrecision)]
+    assert len(outputs) == (1 if settings.dueling == "none" else 2)
+    nn.init.constant_(outputs[0].bias, 50.0)
+    return network
+
+
+def _passed(network: Callable[..., torch.Tensor], *inputs: torch.Tensor, lowered: bool) -> torch.Tensor:
+    torch.manual_seed(0)  # of noisy layers
+    with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+        return network(*inputs)
+
+
+@pytest.mark.parametrize("quantiles", [False, True])
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+@pytest.mark.parametrize("dueling", ["none", "mean"])
+def test_autocast_leaves_values_in_full_precision(dueling: str, sigma: float, quantiles: bool) -> None:
+    settings = NetSettings("minatar", num_cells=[128], dueling=dueling, noise_sigma=sigma)
+    network = _around_50(settings, ASTERIX, quantiles=quantiles)
+    inputs = (torch.rand(32, 4, 10, 10).round(), *[torch.rand(32, 5)] * quantiles)
+    exact, found = (_passed(network, *inputs, lowered=lowered) for lowered in (False, True))
+    assert found.dtype == exact.dtype == torch.float32
+    assert 0 < (found - exact).abs().max() < 0.02  # features are lowered, the sums over them are not
+    found.sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("rows", [2, 80])  # from 64 on, layers after the fractions and norms run one by one
+@pytest.mark.parametrize("settings", [{}, {"layer_norm": "image"}, {"quantiles": True}], ids=str)
+def test_stacked_networks_leave_values_in_full_precision(settings: dict[str, Any], rows: int) -> None:
+    quantiles = bool(settings.get("quantiles"))
+    named = NetSettings(num_cells=[64, 64], layer_norm=settings.get("layer_norm", "none"))
+    networks = [_around_50(named, CARTPOLE, quantiles=quantiles) for _ in range(2)]
+    inputs = (torch.randn(2, rows, 4), *[torch.rand(2, rows, 5)] * quantiles)
+    stacked, parameters = deepcopy(networks[0]), dict[str, torch.Tensor]()
+    for name, _ in networks[0].named_parameters():
+        parameters[name] = torch.stack([network.get_parameter(name) for network in networks])
+    stack_layers(stacked)
+    run = stacked if quantiles else layer_by_layer(stacked)
+    for name, parameter in parameters.items():
+        stacked.get_submodule(name.rpartition(".")[0])._parameters[name.rpartition(".")[2]] = parameter  # type: ignore[assignment]
+    found = _passed(run, *inputs, lowered=True)
+    exact = torch.stack([network(*(each[k] for each in inputs)) for k, network in enumerate(networks)])
+    assert found.dtype == torch.float32 and 0 < (found - exact).abs().max() < 0.02
+
+
 @pytest.mark.parametrize(
     ("name", "bad"),
     [("noise_sigma", -0.1), ("first_cosine", 2), ("dueling", "median"), ("impala_width", 0)],
@@ -85,7 +137,7 @@ def test_refused_settings(name: str, bad: object) -> None:
 def test_norms_stand_before_each_relu_with_their_epsilon() -> None:
     settings = NetSettings(**MINATAR | {"layer_norm": "channels", "layer_norm_eps": 1e-6})
     layers = [layer for layer in q_network(settings, ASTERIX).modules() if not list(layer.children())]  # type: ignore[arg-type]
-    kinds = [nn.Conv2d, ChannelNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    kinds = [nn.Conv2d, ChannelNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, OutputLinear]
     assert [type(layer) for layer in layers] == kinds
     assert {layer.eps for layer in layers if isinstance(layer, nn.LayerNorm)} == {1e-6}
 

@@ -116,6 +116,46 @@ class StackedLinear(nn.Linear):
             out = torch.baddbmm(self.bias.unsqueeze(2), weight, columns)
         return out.mT.reshape(*x.shape[:-1], weight.shape[1])
 
+    @staticmethod
+    def of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer of one network, ``[*B, in]`` -> ``[*B, out]``."""
+        return F.linear(x, weight, bias)
+
+
+class FullPrecision(nn.Linear):
+    """A layer in the dtype of its parameters under autocast, too.
+
+    For layers whose outputs are values: bfloat16 has 8 bits, so that Q-values of 50 would be multiples of .25, while
+    action gaps and temperatures are far smaller.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class StackedOutputLinear(FullPrecision, StackedLinear):
+    """As :class:`StackedLinear`, in full precision."""
+
+    @staticmethod
+    def of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(weight.dtype), weight, bias)
+
+
+class OutputLinear(FullPrecision):
+    """A linear layer whose outputs are values: in float32 where autocast lowers the layers before it.
+
+    >>> layer, features = OutputLinear(8, 2), torch.randn(3, 8)
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     layer(features.bfloat16()).dtype
+    torch.float32
+    """
+
+    stacked_form = StackedOutputLinear
+
 
 class StackedConv2d(nn.Conv2d):
     """``S`` convolutions: weights ``[S, out, in, k, k]``; images ``[S * B, in, h, w]``, network after network."""
@@ -148,7 +188,7 @@ def unstack_layers(layers: Sequence[nn.Module]) -> list[Callable[[Tensor], Tenso
     Raises:
         ValueError: a layer of another kind.
     """
-    parts: list[tuple[nn.Module, Any, Any]] = []
+    parts: list[tuple[Any, Any, Any]] = []
     for layer in layers:
         if isinstance(layer, StackedLinear | StackedLayerNorm):
             weights = layer.weight.unbind()
@@ -165,7 +205,7 @@ def unstack_layers(layers: Sequence[nn.Module]) -> list[Callable[[Tensor], Tenso
             elif isinstance(layer, StackedLayerNorm):
                 x = F.layer_norm(x, layer.normalized_shape, weights[number], biases[number], layer.eps)
             else:
-                x = F.linear(x, weights[number], biases[number])
+                x = layer.of_one(x, weights[number], biases[number])
         return x
 
     return [partial(run, number) for number in range(max(len(weights) for _, weights, _ in parts if weights))]

@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from torchrl.modules import MLP
 
 from torchrl_reg.compat import call_hooks, compiled_call, has_global_module_hooks
-from torchrl_reg.modules.ensembles import MANY_ROWS, StackedLayerNorm, StackedLinear, unstack_layers
+from torchrl_reg.modules.ensembles import (
+    MANY_ROWS,
+    FullPrecision,
+    StackedLayerNorm,
+    StackedLinear,
+    StackedOutputLinear,
+    unstack_layers,
+)
 from torchrl_reg.regularizers.checks import as_number
 
 
@@ -72,6 +79,10 @@ class NoisyLinear(nn.Linear):
         weight = torch.addcmul(self.weight, self.weight_sigma, along.unsqueeze(-1) * across)
         bias = None if self.bias is None else torch.addcmul(self.bias, self.bias_sigma, along)  # type: ignore[arg-type]
         return F.linear(x, weight, bias)
+
+
+class NoisyOutputLinear(FullPrecision, NoisyLinear):
+    """A noisy layer whose outputs are values, in full precision."""
 
 
 class Dueling(nn.Module):
@@ -157,7 +168,7 @@ def layer_by_layer(network: nn.Module) -> Callable[..., Any]:
     pairs = zip([None, *layers], layers, strict=False)
     steps = [_step(layer, may_overwrite=type(before) in (nn.Linear, nn.LayerNorm)) for before, layer in pairs]
     kinds = {type(layer) for layer in layers}
-    norms = StackedLayerNorm in kinds and kinds <= {StackedLinear, StackedLayerNorm, nn.ReLU}
+    norms = StackedLayerNorm in kinds and kinds <= {StackedLinear, StackedOutputLinear, StackedLayerNorm, nn.ReLU}
 
     def run(*inputs: Tensor) -> Tensor:
         plain = (joins or len(inputs) == 1) and not torch.compiler.is_compiling() and not has_global_module_hooks()

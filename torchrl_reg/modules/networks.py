@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.envs import EnvBase
 
-from torchrl_reg.modules.layers import Dueling, NoisyLinear
+from torchrl_reg.modules.ensembles import OutputLinear
+from torchrl_reg.modules.layers import Dueling, NoisyLinear, NoisyOutputLinear
 from torchrl_reg.modules.q_actors import ImplicitQuantileNetwork
 from torchrl_reg.modules.rebuilding import rebuildable
 
@@ -509,9 +510,13 @@ def _head(
     """Fully connected layers from features to ``values_per_action`` numbers for each action, noisy or not."""
     normalized = normalization(settings.layer_norm, settings.layer_norm_eps)
 
+    sigma = settings.noise_sigma
+
     def linear(inputs: int, outputs: int) -> nn.Linear:
-        sigma = settings.noise_sigma
         return NoisyLinear(inputs, outputs, sigma=sigma) if sigma else nn.Linear(inputs, outputs)
+
+    def values(inputs: int, count: int) -> nn.Linear:
+        return NoisyOutputLinear(inputs, count, sigma=sigma) if sigma else OutputLinear(inputs, count)
 
     def layers(widths: Sequence[int]) -> list[nn.Module]:
         pairs = pairwise([width, *widths])
@@ -519,10 +524,10 @@ def _head(
 
     last = hidden[-1] if hidden else width
     if settings.dueling == "none":
-        return nn.Sequential(*layers(hidden), linear(last, values_per_action * actions))
+        return nn.Sequential(*layers(hidden), values(last, values_per_action * actions))
     own = [] if settings.dueling_shares_hidden else hidden
-    value = nn.Sequential(*layers(own), linear(last, values_per_action))
-    advantage = nn.Sequential(*layers(own), linear(last, values_per_action * actions))
+    value = nn.Sequential(*layers(own), values(last, values_per_action))
+    advantage = nn.Sequential(*layers(own), values(last, values_per_action * actions))
     shared = nn.Sequential(*layers(hidden)) if settings.dueling_shares_hidden else None
     dueling = Dueling(value, advantage, num_actions=actions, shared=shared, baseline=settings.dueling)
     return nn.Sequential(dueling)

@@ -18,7 +18,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.compat import has_hooks, is_transformed
 from torchrl_reg.modules.acting import State, act, act_through_tensordict
-from torchrl_reg.modules.ensembles import is_plain, unstack_layers
+from torchrl_reg.modules.ensembles import OutputLinear, is_plain, unstack_layers
 from torchrl_reg.modules.layers import check_network, layer_by_layer
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL, Regularizer
 from torchrl_reg.regularizers.checks import ExactBuffers, check_integer, exact_where_possible
@@ -69,7 +69,7 @@ class ImplicitQuantileNetwork(nn.Module):
         self.torso = check_network(torso, "torso")
         self.embedding = nn.Linear(num_cosines, num_features)
         if head is None:
-            head = nn.Sequential(nn.Linear(num_features, num_cells), nn.ReLU(), nn.Linear(num_cells, num_actions))
+            head = nn.Sequential(nn.Linear(num_features, num_cells), nn.ReLU(), OutputLinear(num_cells, num_actions))
         self.head = check_network(head, "head")
         self.num_cosines, self.first_cosine = num_cosines, first_cosine
 
