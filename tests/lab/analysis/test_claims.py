@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("yaml")
 
-from torchrl_reg.lab.analysis.claims import Finding, findings, searches, solved_share
+from torchrl_reg.lab.analysis.claims import Finding, findings, relative_iqm, searches, solved_share
 from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 
@@ -170,6 +170,27 @@ def test_pqn_is_judged_over_all_games() -> None:
         lambda arm, task: 50.0 if arm in arms and task == "asterix" else 150.0 if arm in arms else 100.0,
     )
     assert of("pqn_regularized", one_below).word != "shown", "one game is significantly below"
+
+
+def test_the_interval_of_a_ratio_holds_the_plain_arms_spread() -> None:
+    scores = [np.full(5, 15.0)] * 5
+    even, spread = ([np.array([10.0 - d, 10.0 - d, 10.0, 10.0 + d, 10.0 + d])] * 5 for d in (0.0, 5.0))
+    assert list(relative_iqm(scores, even)) == [1.5, 1.5, 1.5]
+    value, low, high = relative_iqm(scores, spread)
+    assert value == 1.5 and low < 1.4 and high > 1.6
+    nothing = [np.array([0.0, 0.0, 0.0, 0.0, 30.0])] * 5  # some resamples hold zeros only
+    assert np.isfinite(list(relative_iqm(scores, nothing))).all()
+
+
+def test_pqn_is_judged_at_one_learning_rate_too() -> None:
+    plain = runs("pqn_same_rate", lambda arm, task: 100.0 if arm == "corrected" else 60.0)
+    chosen = runs("pqn_regularized", lambda arm, task: {"entropy_corrected": 150.0}.get(arm, 80.0))
+    found = of("pqn_same_rate", plain | chosen)
+    assert found.word == "shown" and "entropy_corrected 1.50" in found.numbers
+    assert "munchausen_corrected 0.80" in found.numbers and "contradicted" in found.numbers
+    assert "munchausen_peng 1.3" in found.numbers  # over Peng's returns at the same rate, not over those of answers_pqn
+    assert "sweep=answers_pqn_rate" in of("pqn_same_rate", chosen).numbers
+    assert "sweep=answers_pqn`" in of("pqn_same_rate", plain).numbers
 
 
 def test_neighbours_and_single_pairs() -> None:

@@ -37,6 +37,7 @@ _ARMS["iq multicategorical"] = _ARMS["iq"]
 SOLVED = {"cartpole": 475.0, "acrobot": -100.0}
 SCORES = {"last100": "last_100", "last greedy": "greedy"}
 OPEN = "not run yet"
+_UNDECIDED = "undecided at this scale"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,18 @@ def fresh_scores(claim: Claim, rows: Rows) -> dict[str, list[Array]] | None:
 def relative(scores: Iterable[Array], to: Iterable[Array]) -> list[Array]:
     """``scores`` of each task divided by the mean of another arm there."""
     return [each / other.mean() for each, other in zip(scores, to, strict=True)]
+
+
+def relative_iqm(scores: Sequence[Array], to: Sequence[Array]) -> Estimate:
+    """Interquartile mean of :func:`relative` scores; its bootstrap draws the runs of both arms anew in each task."""
+
+    def estimator(runs: Array, sizes: Sequence[int]) -> Array:
+        own, parts = sizes[: len(scores)], np.split(runs, np.cumsum(sizes)[:-1], -1)
+        means = np.stack([each.mean(-1) for each in parts[len(scores) :]], -1)
+        ratios = np.concatenate(parts[: len(scores)], -1) / np.repeat(np.maximum(means, 1e-9), own, -1)
+        return interquartile_mean(ratios, own)
+
+    return stratified_estimate([*scores, *to], estimator)
 
 
 def _tasks(claim: Claim) -> tuple[str, ...]:
@@ -282,7 +295,7 @@ def _by_words(found: list[tuple[str, Difference, Verdict]], shown: int, contradi
     """Shown: ``shown`` pairs above and none below; contradicted: ``contradicted`` below and, if above 1, none above."""
     words = [outcome.word for *_, outcome in found]
     above, below = words.count("above"), words.count("below")
-    word = "undecided at this scale"
+    word = _UNDECIDED
     if above >= shown and not below:
         word = "shown"
     elif below >= contradicted and (not above or contradicted == 1):
@@ -322,34 +335,58 @@ def _solved(claim: Claim, rows: Rows) -> Finding:
         texts.append(f"{one} {x[0]}/{x[1]}, {other} {y[0]}/{y[1]} on {task} (p {p:.2g})")
     against = any(sign < 0 for *_, sign in signs)
     ahead = any(sign > 0 for one, other, sign in signs if (one, other) == ("m_iqn", "iqn"))
-    word = "contradicted" if against else "shown" if ahead else "undecided at this scale"
+    word = "contradicted" if against else "shown" if ahead else _UNDECIDED
     means = _compared(claim, rows, [pair for pair in pairs if pair[-1] == "acrobot"])  # acrobot's return has no cap
     return Finding(word, "; ".join([*texts, *([_lines(means)] if means else [])]))
 
 
 def _pqn(claim: Claim, rows: Rows) -> Finding:
-    """IQM of returns over plain PQN's mean per game, and Welch's test per game, corrected over the arms (Holm)."""
+    """Returns over plain PQN's."""
     scores = fresh_scores(claim, rows)
     if scores is None:
         return _not_run(claim, rows)
-    arms = [arm for arm in claim["arms"] if arm != "peng"]
-    below: set[str] = set()
-    for place in range(len(_tasks(claim))):
-        found = [welch(*(Sample.from_scores(scores[each][place]) for each in (arm, "peng"))) for arm in arms]
-        ps = holm([each.p for each in found])
-        below |= {arm for arm, each, p in zip(arms, found, ps, strict=True) if p < 0.05 and each.value < 0}
-    words, texts = [], []
-    for arm in arms:
-        value, low, high = stratified_estimate(relative(scores[arm], scores["peng"]), interquartile_mean)
-        word = "shown" if low > 1 and arm not in below else "contradicted" if high < 1 else "undecided"
-        texts.append(f"{arm} {value:.2f} [{low:.2f}, {high:.2f}], {word}")
-        if arm != "corrected":  # no regularizer
-            words.append(word)
-    word = (
-        "shown" if "shown" in words else "contradicted" if set(words) == {"contradicted"} else "undecided at this scale"
-    )
+    found = _over_plain({arm: (of, scores["peng"]) for arm, of in scores.items() if arm != "peng"})
+    word = _of_arms(word for arm, (word, _) in found.items() if arm != "corrected")  # no regularizer
     term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in _tasks(claim)])
-    return Finding(word, f"IQM over plain PQN: {'; '.join(texts)}; what the term adds: {_lines(term or ())}")
+    return Finding(word, f"IQM over plain PQN: {_texts(found)}; what the term adds: {_lines(term or ())}")
+
+
+def _pqn_same_rate(claim: Claim, rows: Rows) -> Finding:
+    """Returns over those of the same form of PQN without the regularizer, at the same learning rate."""
+    experiment = {**claim["experiment"], "judge": claim["experiment"]["regularized"]}
+    regularized = {**claim, "arms": list(claim["over"]), "experiment": experiment}
+    for part in (claim, regularized):
+        if fresh_scores(part, rows) is None:
+            return _not_run(part, rows)
+    plain, scores = fresh_scores(claim, rows) or {}, fresh_scores(regularized, rows) or {}
+    found = _over_plain({arm: (scores[arm], plain[of]) for arm, of in claim["over"].items()})
+    return Finding(_of_arms(word for word, _ in found.values()), f"IQM over PQN at the same rate: {_texts(found)}")
+
+
+def _over_plain(pairs: Mapping[str, tuple[list[Array], list[Array]]]) -> dict[str, tuple[str, Estimate]]:
+    """Of each arm the word, and the IQM of its scores over the mean of a plain arm's in the same game.
+
+    Shown: its interval is above 1 and no game is below by Welch's test, with Holm's correction over the arms.
+    """
+    below: set[str] = set()
+    for place in range(len(next(iter(pairs.values()))[0])):
+        found = [welch(*(Sample.from_scores(each[place]) for each in pair)) for pair in pairs.values()]
+        ps = holm([each.p for each in found])
+        below |= {arm for arm, each, p in zip(pairs, found, ps, strict=True) if p < 0.05 and each.value < 0}
+    estimates = {arm: relative_iqm(*pair) for arm, pair in pairs.items()}
+    return {
+        arm: ("shown" if of.low > 1 and arm not in below else "contradicted" if of.high < 1 else "undecided", of)
+        for arm, of in estimates.items()
+    }
+
+
+def _of_arms(words: Iterable[str]) -> str:
+    found = list(words)
+    return "shown" if "shown" in found else "contradicted" if set(found) == {"contradicted"} else _UNDECIDED
+
+
+def _texts(found: Mapping[str, tuple[str, Estimate]]) -> str:
+    return "; ".join(f"{arm} {of.value:.2f} [{of.low:.2f}, {of.high:.2f}], {word}" for arm, (word, of) in found.items())
 
 
 def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
@@ -370,7 +407,7 @@ def _tau_over_alpha(claim: Claim, rows: Rows) -> Finding:
         means[place] = [np.mean(values), *np.array(values)[picks].mean(1)]
     ahead = np.ptp(means, axis=0).min(0) - np.ptp(means, axis=1).max(0)
     share = float((ahead[1:] > 0).mean())
-    word = "shown" if ahead[0] > 0 and share >= 0.95 else "undecided at this scale"
+    word = "shown" if ahead[0] > 0 and share >= 0.95 else _UNDECIDED
     return Finding(word, f"range over tau minus range over alpha {ahead[0]:+.3g}, above 0 in {share:.0%} of draws")
 
 
@@ -446,7 +483,7 @@ def _grids(claim: Claim, rows: Rows) -> Finding:
         for (world, one, other), a, v in zip(pairs, each, verdicts, strict=True)
     ]
     words = [v.word for v in verdicts]
-    word = "contradicted" if "below" in words else "shown" if set(words) == {"above"} else "undecided at this scale"
+    word = "contradicted" if "below" in words else "shown" if set(words) == {"above"} else _UNDECIDED
     return Finding(word, "reward per step while learning: " + "; ".join(texts))
 
 
@@ -466,7 +503,7 @@ def _trees(claim: Claim, rows: Rows) -> Finding:
                 f"{measure} at {simulations:,} simulations: better on {better} of {len(found)}, worse on {worse}"
             )
     both = all(better for better, _ in ahead.values()) and not any(worse for _, worse in ahead.values())
-    return Finding("shown" if both else "undecided at this scale", "kinds of trees: " + "; ".join(texts))
+    return Finding("shown" if both else _UNDECIDED, "kinds of trees: " + "; ".join(texts))
 
 
 def _paired_p(row: Row) -> float:
@@ -482,7 +519,7 @@ def _stein(claim: Claim, rows: Rows) -> Finding:
     (row,) = found
     share = f"{row['low']:.0%} to {row['high']:.0%} of {row['episodes']} episodes at each of four goals"
     rest = "composition exact in tables; latent policies: one seed, no head start"
-    return Finding("undecided at this scale", f"modes: {share}, {row['seeds']} seeds; {rest}")
+    return Finding(_UNDECIDED, f"modes: {share}, {row['seeds']} seeds; {rest}")
 
 
 def _gpu(claim: Claim, rows: Rows) -> Finding:
@@ -504,7 +541,7 @@ def _virel(claim: Claim, rows: Rows) -> Finding:
         return Finding(OPEN, f"`torchrl-reg launch cluster=local sweep={experiment['sweep']}`")
     found = welch(*(Sample.from_scores(each) for each in scores.values()))
     outcome = verdict(found)
-    word = {"above": "shown", "below": "contradicted"}.get(outcome.word, "undecided at this scale")
+    word = {"above": "shown", "below": "contradicted"}.get(outcome.word, _UNDECIDED)
     return Finding(word, _lines([("virel - sac on halfcheetah", found, outcome)]))
 
 
@@ -519,6 +556,7 @@ _RULES: dict[str, Callable[[Claim, Rows], Finding]] = {
     "munchausen_is_kl": _exact,
     "action_gap": _gap,
     "pqn_regularized": _pqn,
+    "pqn_same_rate": _pqn_same_rate,
     "mirl_grids": _grids,
     "mirl_deep": _pairs_rule(lambda c: [(a, b, c["experiment"]["games"][0]) for a, b in pairwise(c["arms"])], 3),
     "iq_against_sac": _pairs_rule(
