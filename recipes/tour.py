@@ -11,8 +11,8 @@
    same, and every action gap is 1 / (1 - alpha) times as large: errors of a network flip fewer decisions.
 
 Takes under a minute on a laptop and draws ``tour.png``. Sources: Haarnoja et al. 2017 (soft Q-learning);
-Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 (the factor is that of section 3, for the
-regularized optimum).
+Vieillard, Pietquin, Geist, "Munchausen Reinforcement Learning", NeurIPS 2020 (theorem 2 there states the factor
+(1 + alpha) / (1 - alpha); the fixed point has 1 / (1 - alpha)).
 """
 
 from __future__ import annotations

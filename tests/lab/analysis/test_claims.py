@@ -147,7 +147,7 @@ def test_shares_that_solve_are_compared_in_the_claimed_order() -> None:
     claim, solved = "m_iqn_over_rainbow_over_iqn", {"cartpole": 500.0, "acrobot": -80.0}
     order = {"m_iqn": 0.0, "rainbow": 0.0, "iqn": -400.0, "dqn": 0.0, "m_dqn": 0.0}
     shown = of(claim, runs(claim, lambda arm, task: solved[task] + order[arm]))
-    assert shown.word == "shown" and "m_iqn 20/20, iqn 0/20 on cartpole" in shown.numbers
+    assert shown.word == "shown" and "m_iqn 20/20, iqn 0/20 reach 475 on cartpole" in shown.numbers
     assert "rainbow - iqn on acrobot: +" in shown.numbers and "iqn on cartpole: " not in shown.numbers
     against = of(claim, runs(claim, lambda arm, task: solved[task] - 400 * (arm == "m_iqn")))
     assert against.word == "contradicted"
@@ -226,6 +226,11 @@ def test_exact_claims_and_studies() -> None:
     kl = {"largest difference of a probability": 1e-14}
     assert of("munchausen_is_kl", exact("munchausen_is_kl", **kl)).word == "shown"
     assert of("munchausen_is_kl", exact("munchausen_is_kl", **{next(iter(kl)): 1e-9})).word == "contradicted"
+    errors = [
+        {"study": "theory_errors", "errors": kind, "method": "M-VI", "mean": 0.1, "problems": 5}
+        for kind in ("independent", "constant")
+    ]
+    assert of("errors_average_out", {"before": errors}).numbers.endswith("mean of 5 problems, records lost: M-VI 0.1")
     gap = {"study": "exact", "claim": "action_gap", "measure": "factor", "at": 0.9, "value": 10.0, "claimed": 19.0}
     assert of("action_gap", {"exact": [gap]}).word == "contradicted"
     assert of("action_gap", {"exact": [gap | {"value": 19.0}]}).word == "shown"

@@ -332,7 +332,7 @@ def _solved(claim: Claim, rows: Rows) -> Finding:
     for (one, other, task, (x, y), _), p in zip(found, holm([each[-1] for each in found]), strict=True):
         ahead = x[0] / x[1] - y[0] / y[1]
         signs.append((one, other, 0 if p >= 0.05 else 1 if ahead > 0 else -1))
-        texts.append(f"{one} {x[0]}/{x[1]}, {other} {y[0]}/{y[1]} on {task} (p {p:.2g})")
+        texts.append(f"{one} {x[0]}/{x[1]}, {other} {y[0]}/{y[1]} reach {SOLVED[task]:g} on {task} (p {p:.2g})")
     against = any(sign < 0 for *_, sign in signs)
     ahead = any(sign > 0 for one, other, sign in signs if (one, other) == ("m_iqn", "iqn"))
     word = "contradicted" if against else "shown" if ahead else _UNDECIDED
@@ -426,8 +426,6 @@ def _exact(claim: Claim, rows: Rows) -> Finding:
         return Finding(OPEN, "`python -m recipes.studies.exact recipes/results/exact.jsonl`")
     if claim["id"] == "munchausen_is_kl":
         holds = max(values.values()) < 1e-10
-        losses = [row for row in _study(rows, "theory_errors") if row["errors"] == "independent"]
-        at += [f"loss under independent errors, {row['method']}: {row['mean']:.3g}" for row in losses]
     elif claim["id"] == "soft_q_iteration":
         holds = values["largest ratio of distances", None] <= 0.9 and min(values.values()) > -1e-9
     else:
@@ -443,6 +441,15 @@ def _exact(claim: Claim, rows: Rows) -> Finding:
             and all(row["mean"] > 0.5 for row in gambles)
         )
     return Finding("shown" if holds else "contradicted", f"in tables: {'; '.join(at)}")
+
+
+def _averaged_errors(claim: Claim, rows: Rows) -> Finding:
+    found = [row for row in _study(rows, "theory_errors") if row["errors"] == "independent"]
+    if not found:
+        return _without_rule(claim, rows)
+    losses = ", ".join(f"{row['method']} {row['mean']:.3g}" for row in found)
+    problems = found[0]["problems"]
+    return Finding(_UNDECIDED, f"loss under independent errors, mean of {problems} problems, records lost: {losses}")
 
 
 def _at(row: Row) -> str:
@@ -554,6 +561,7 @@ _RULES: dict[str, Callable[[Claim, Rows], Finding]] = {
     "m_dqn_over_dqn": _pairs_rule(lambda c: [("m_dqn", "dqn", game) for game in c["experiment"]["games"]], 2, 2),
     "m_iqn_over_rainbow_over_iqn": _solved,
     "munchausen_is_kl": _exact,
+    "errors_average_out": _averaged_errors,
     "action_gap": _gap,
     "pqn_regularized": _pqn,
     "pqn_same_rate": _pqn_same_rate,

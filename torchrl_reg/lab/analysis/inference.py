@@ -19,7 +19,7 @@ from torchrl_reg.lab.analysis.distributions import beta_quantile, t_quantile, t_
 from torchrl_reg.lab.analysis.statistics import Estimate
 
 #: Maximum returns. Where seeds reach one, the mean has no interval: Student's t covers .66 there at five seeds.
-CAPS = {"cartpole": 500.0}
+CAPS = {"cartpole": 500.0, "mujoco/inverted_pendulum": 1000.0}
 #: The largest number of seeds per arm that :func:`seeds_to_decide` returns.
 _MAX_SEEDS = 1_000
 
