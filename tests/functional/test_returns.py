@@ -133,3 +133,23 @@ X = sequences(2, 4, 0)
 def test_path_consistency_refuses_what_does_not_fit(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         path_consistency(**X | SETTINGS | changed)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16])
+def test_rewards_of_any_dtype_give_the_returns_of_float32(dtype: torch.dtype) -> None:
+    """Integer rewards must not make integers of discounts and values, nor half precision round the sums."""
+    torch.manual_seed(0)
+    reward, values = torch.ones(64), torch.randn(3, 64)
+    flags = {name: torch.zeros(64, dtype=torch.bool) for name in ("done", "terminated")}
+
+    def returns(reward: Tensor) -> list[Tensor]:
+        columns = (reward.unsqueeze(-1), values[0].unsqueeze(-1), flags["done"].unsqueeze(-1))
+        paths = path_consistency(reward, *values, tau=0.5, gamma=0.99, rollout=9, **flags)
+        return [
+            lambda_return(*columns, gamma=0.9, lmbda=0.8),
+            q_lambda_return(reward, values[0], values[1], flags["done"], gamma=0.9, lmbda=0.5),
+            paths[0],
+        ]
+
+    for found, expected in zip(returns(reward.to(dtype)), returns(reward), strict=True):
+        assert torch.equal(found, expected)

@@ -104,7 +104,31 @@ def test_gradients_are_right_and_reach_every_weight_from_the_bounds_too(kind: st
 @pytest.mark.parametrize("kind", ACTORS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_it_has_the_dtype_of_its_networks(kind: str, dtype: torch.dtype, make: Any, states: Any) -> None:
-    assert make(kind).to(dtype)(states(3, dtype=dtype))["action"].dtype == dtype
+    exact = dtype == torch.bfloat16 and kind in ("multicategorical", "autoregressive")  # bins are not rounded
+    assert make(kind).to(dtype)(states(3, dtype=dtype))["action"].dtype == (torch.float32 if exact else dtype)
+
+
+def test_the_nearest_bin_is_the_one_played_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    torso = torch.nn.Linear(4, 22)
+    actor = modules.MulticategoricalActor(torso, low=[100.0, -1.0], high=[101.0, 1.0], num_bins=11).to(torch.bfloat16)
+    data = actor(TensorDict({"observation": torch.randn(64, 4, dtype=torch.bfloat16)}, [64]))
+    assert (actor.bins().index(data["action"]) == data["action_index"]).all()
+    assert actor.double().bins().values.dtype == torch.float64
+
+
+def test_an_autoregressive_actor_takes_the_dtype_of_its_torso() -> None:
+    torso = torch.nn.Linear(4, 8).double()
+    actor = modules.AutoregressiveMulticategoricalActor(torso, 8, low=[-1.0] * 2, high=[1.0] * 2, num_bins=5)
+    data = actor(TensorDict({"observation": torch.randn(3, 4, dtype=torch.float64)}, [3]))
+    assert data["action"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", ACTORS)
+def test_it_can_be_called_by_keyword(kind: str, make: Any, states: Any) -> None:
+    data = states(3)
+    found = make(kind)(observation=data["observation"])
+    assert (found if isinstance(found, torch.Tensor) else found[0]).shape[0] == 3
 
 
 @pytest.mark.parametrize("kind", ["flow", "sampler"])

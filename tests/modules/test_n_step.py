@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.data import LazyTensorStorage, ReplayBuffer, TensorDictReplayBuffer
 
 from torchrl_reg.modules import NStepTransform
 
@@ -125,3 +125,9 @@ def test_a_batch_that_is_refused_leaves_nothing_behind(key: str) -> None:
 def test_bad_arguments(arguments: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         NStepTransform(*arguments)
+
+
+def test_a_single_row_is_refused() -> None:
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(9), transform=NStepTransform(N, GAMMA, flatten=True))
+    with pytest.raises(ValueError, match=r"rows \[\*B, T\] in order of time \(buffer.extend\), got a single row"):
+        buffer.add(stream(1, 4)[0, 0])

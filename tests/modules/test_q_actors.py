@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torchrl.data import Categorical, OneHot
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -20,11 +21,13 @@ from torchrl_reg.modules import (
     ActionPrior,
     BoltzmannQActor,
     CategoricalQActor,
+    EpsilonGreedyModule,
     FixedQuantileQActor,
     ImplicitQuantileNetwork,
     QuantileQActor,
 )
-from torchrl_reg.objectives import MunchausenDQNLoss
+from torchrl_reg.objectives import IQNLoss, MunchausenDQNLoss
+from torchrl_reg.regularizers import PriorKL
 
 TAU, Q, RHO = 0.5, torch.tensor([0.3, -0.4, 0.6]), torch.tensor([0.7, 0.2, 0.1])
 
@@ -225,3 +228,53 @@ def test_what_a_subclass_or_an_instance_was_given_is_used() -> None:
     torch.testing.assert_close(net.quantiles(features, fractions), net.head(torch.zeros(8, 5, 16)))
     net.quantiles = lambda state, levels: torch.ones(8, 5, 3)  # type: ignore[method-assign]
     assert bool((net.quantiles_of([features], [fractions])[0] == 1).all())
+
+
+def test_a_prior_of_the_state_is_that_of_the_acting_policy_too() -> None:
+    lean = nn.Linear(1, 3)
+    with torch.no_grad():
+        lean.weight.zero_()
+        lean.bias.copy_(torch.tensor([0.0, 0.0, 8.0]))
+    prior = TensorDictModule(lean, ["goal"], ["logits"])
+    kl = PriorKL(prior=ActionPrior(3, beta=0.5), network=prior)
+    policy = BoltzmannQActor(QValueActor(Constant(), spec=Categorical(3)), regularizer=kl)
+    assert policy.in_keys == ["observation", "goal"]
+    goal = {"goal": torch.zeros(2_000, 1)}
+    out = act(policy, 2_000, **goal)
+    assert (out["action"] == 2).float().mean() > 0.99
+    state = {"observation": torch.zeros(2_000, 1), **goal}
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        policy.plain(state)
+    assert (state["action"] == 2).all()
+
+
+def test_a_policy_can_be_called_by_keyword() -> None:
+    policy = BoltzmannQActor(QValueActor(nn.Linear(4, 3), spec=OneHot(3)), tau=TAU)
+    assert policy(observation=torch.randn(5, 4))[0].shape == (5, 3)
+
+
+@pytest.mark.parametrize("envs", [1, 3, 4])
+@pytest.mark.parametrize("kind", [Categorical, OneHot])
+def test_random_actions_fit_the_spec_of_several_environments(kind: Any, envs: int) -> None:
+    """Of one environment, or of all with their dimension, as ``env.action_spec`` has it."""
+    for spec in (kind(3), kind(3).expand(envs, *kind(3).shape)):
+        module = EpsilonGreedyModule(spec, eps_init=1.0)
+        state = {"action": torch.zeros(envs, *kind(3).shape, dtype=spec.dtype)}
+        module.plain(state)
+        assert state["action"].shape == (envs, *kind(3).shape) and spec.expand(envs, *kind(3).shape).is_in(
+            state["action"]
+        )
+
+
+def test_fractions_and_their_cosines_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    network = ImplicitQuantileNetwork(nn.Linear(4, 16), num_features=16, num_actions=3, num_cells=32)
+    actor = QuantileQActor(network, spec=Categorical(3))
+    loss, observation = IQNLoss(actor), torch.randn(256, 4)
+    exact = network(observation, fractions := torch.rand(256, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        drawn = loss.head.fractions(network.features(observation), 8)
+        found = network(observation, fractions)
+    assert drawn.dtype == torch.float32
+    error = (found - exact).square().mean().sqrt()
+    assert error < 0.02 * exact.std(), "cosines of bfloat16 fractions are wrong by .1"

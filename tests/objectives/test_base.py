@@ -309,3 +309,23 @@ def test_under_vmap_over_the_data_nothing_is_read(cases: Any, batch: Any) -> Non
     data = torch.stack([batch(9, seed=seed) for seed in (1, 2)])
     values = torch.vmap(lambda d: loss(d)["loss"])(data)
     torch.testing.assert_close(values, torch.stack([cases["m_dqn"].loss()(d)["loss"] for d in data.unbind(0)]))
+
+
+@pytest.mark.parametrize("key", ["terminated", "done"])
+def test_flags_must_be_bool(cases: Any, batch: Any, key: str) -> None:
+    data = batch(5)
+    data["next", key] = data["next", key].to(torch.uint8)
+    with pytest.raises(ValueError, match=rf"\('next', '{key}'\) must be bool, got torch.uint8"):
+        cases["soft_dqn"].loss()(data)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_actions_may_be_short_integers(cases: Any, batch: Any, dtype: torch.dtype) -> None:
+    data = batch(5)
+    expected = cases["m_dqn"].loss()(data.copy())["loss"]
+    assert torch.equal(cases["m_dqn"].loss()(data.set("action", data["action"].to(dtype)))["loss"], expected)
+
+
+def test_a_plain_module_takes_a_spec(cases: Any, batch: Any) -> None:
+    loss = QLearningLoss(torch.nn.Linear(4, 3), action_space=Categorical(3), delay_value=False)
+    assert loss.action_space == "categorical" and loss(batch(5))["loss"].isfinite()

@@ -119,3 +119,23 @@ def test_a_swapped_coefficient_counts(all_cases: Any, name: str, kwargs: Any, ot
 @pytest.mark.parametrize(("name", "kwargs"), [("m_iq", {"target_entropy": 1.0}), ("trust_pcl", {"max_kl": 0.01})])
 def test_learnt_coefficients(all_cases: Any, name: str, kwargs: Any) -> None:
     check_vmap(all_cases[name].loss(**kwargs), all_cases[name].loss(seed=5, **kwargs), all_cases[name].batch(9))
+
+
+@pytest.mark.parametrize("name", ["soft_dqn", "m_iqn"])
+def test_without_a_target_network_new_memory_of_the_parameters_is_seen(cases: Any, batch: Any, name: str) -> None:
+    """``vector_to_parameters`` assigns to ``p.data``."""
+    data, found = batch(5), []
+    for how in ("in place", "new memory"):
+        case = cases[name]
+        loss = case.cls(case.actor(), delay_value=False, **case.kwargs).make_value_estimator(gamma=0.9)
+        loss(data.copy())
+        if how == "in place":
+            with torch.no_grad():
+                for parameter in loss.parameters():
+                    parameter.mul_(1.7)
+        else:
+            vector = torch.nn.utils.parameters_to_vector(loss.parameters()).detach() * 1.7
+            torch.nn.utils.vector_to_parameters(vector, loss.parameters())
+        torch.manual_seed(0)
+        found.append(loss(data.copy())["loss"])
+    torch.testing.assert_close(*found)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from policy_cases import CASES, assert_same, log_prob, log_tables, make_value, state_value
-from tensordict.nn import TensorDictModule
+from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
-from torchrl.modules import ProbabilisticActor, ValueOperator
+from torchrl.modules import OneHotCategorical, ProbabilisticActor, TruncatedNormal, ValueOperator
 
 from torchrl_reg.modules import FlowActor, gaussian_actor
 from torchrl_reg.objectives import ImplicitQLoss, PolyakTargetUpdate
@@ -138,3 +138,40 @@ def test_the_bonus_of_a_density_may_be_positive(kind: str) -> None:
     alive = ~data["next", "terminated"].squeeze(-1)
     target = data["next", "reward"].squeeze(-1) + bonus + GAMMA * (alive * following)
     torch.testing.assert_close(out["loss"].detach(), (target - here - tau_log_pi).square().mean())
+
+
+def test_masked_rows_outside_the_policys_box_reach_no_gradient(batch: Any) -> None:
+    """Padding is 0, which a policy on [1, 2] cannot play."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 2), NormalParamExtractor())
+    module = TensorDictModule(net, ["observation"], ["loc", "scale"])
+    box = {"low": torch.ones(1), "high": 2 * torch.ones(1)}
+    actor = ProbabilisticActor(
+        module,
+        in_keys=["loc", "scale"],
+        distribution_class=TruncatedNormal,
+        distribution_kwargs=box,
+        return_log_prob=True,
+    )
+    loss = ImplicitQLoss(actor, make_value(), tau=TAU).make_value_estimator(gamma=GAMMA)
+    PolyakTargetUpdate(loss, rate=0.5)
+    data = batch(4).set("action", torch.tensor([[1.2], [1.5], [1.9], [0.0]]))
+    data["collector", "mask"] = torch.tensor([True, True, True, False])
+    loss(data)["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in loss.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "message"),
+    [
+        (OneHotCategorical, (), r"must be one-hot \(\[\*B, A\]\) for OneHotCategorical"),
+        (torch.distributions.Categorical, (1,), r"must hold indices \[\*B\] for Categorical"),
+    ],
+)
+def test_discrete_actions_of_another_kind_are_refused(batch: Any, kind: Any, shape: Any, message: str) -> None:
+    module = TensorDictModule(nn.Linear(4, 3), ["observation"], ["logits"])
+    actor = ProbabilisticActor(module, in_keys=["logits"], distribution_class=kind, return_log_prob=True)
+    loss = ImplicitQLoss(actor, make_value(), tau=TAU).make_value_estimator(gamma=GAMMA)
+    PolyakTargetUpdate(loss, rate=0.5)
+    with pytest.raises(ValueError, match=message):
+        loss(batch(8).set("action", torch.randint(3, (8, *shape))))

@@ -9,6 +9,7 @@ import copy
 from typing import Any
 
 import pytest
+import tensordict
 import torch
 from tabular_cases import table
 from tensordict import TensorDict
@@ -452,3 +453,82 @@ def test_rows_of_a_rollout_that_do_not_count(cases: Any, batch: Any) -> None:
     torch.testing.assert_close(dict(outs[0].items()), dict(outs[1].items()))
     torch.testing.assert_close(*gradients)
     assert "td_error" not in rows  # there is no replay that would read priorities
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16])
+@pytest.mark.parametrize("kind", ["td0", "tdlambda"])
+def test_rewards_need_not_be_floats(cases: Any, batch: Any, kind: str, dtype: torch.dtype) -> None:
+    options = {"lmbda": LAMBDA} if kind == "tdlambda" else {}
+    loss = cases["m_dqn"].loss().double().make_value_estimator(kind, gamma=GAMMA, **options)
+    data = sequence(batch)
+    data["next", "reward"] = data["next", "reward"].round()
+    if kind == "td0":
+        data["steps_to_next_obs"] = torch.full_like(data["next", "reward"], 3)
+    other = data.clone()
+    other["next", "reward"] = other["next", "reward"].to(dtype)
+    found, expected = (
+        loss.value_estimator.value_estimate(each, target_params=loss.target_value_network_params)
+        for each in (other, data)
+    )
+    assert torch.equal(found, expected) and found.dtype == torch.float64
+
+
+def test_padding_changes_no_return_of_q_lambda(mdp: TabularMDP, q: Tensor) -> None:
+    data = rollout(mdp, q, UNIFORM)
+    data["next", "terminated"][0, 1] = data["next", "done"][0, 1] = True
+    padded = tensordict.pad(data, [0, 0, 0, 2], value=0.0)
+    padded["collector", "mask"] = torch.arange(padded.shape[1]).expand(padded.shape) < data.shape[1]
+    padded["next", "reward"][:, data.shape[1] :] = torch.nan
+    for options in ({}, {"correct": False, "time_limits_end": True}):
+        found, expected = (targets(each, q, Entropy(0.5), 0.7, **options) for each in (padded, data))
+        torch.testing.assert_close(found[:, : data.shape[1]], expected, rtol=0, atol=0)
+        assert (found[:, data.shape[1] :] == 0).all()
+
+
+def test_a_loss_owns_what_its_estimator_shares(cases: Any) -> None:
+    loss = cases["soft_dqn"].loss()
+    with pytest.raises(ValueError, match="alpha must be given to the loss.*got it for SoftTDLambdaEstimator"):
+        loss.make_value_estimator("soft_tdlambda", gamma=GAMMA, alpha=0.9)
+    plain = QLearningLoss(cases["soft_dqn"].actor(), delay_value=False)
+    with pytest.raises(ValueError, match="regularizer, shaping must be given to the loss"):
+        plain.make_value_estimator("regularized_td0", regularizer=Tsallis(0.5), shaping=AdvantageGap(0.5))
+    with pytest.raises(ValueError, match="tau must be given to the loss"):
+        value.SoftTD0Estimator.for_loss(loss, gamma=GAMMA, tau=5.0)
+    own = value.SoftTD0Estimator(value_network=loss.value_network, gamma=GAMMA, tau=0.3)
+    with pytest.raises(ValueError, match="the loss's own regularizer.*for_loss"):
+        loss.make_value_estimator(own)
+    assert loss.make_value_estimator(value.SoftTD0Estimator.for_loss(loss, gamma=GAMMA)) is loss
+
+
+def test_an_estimator_by_itself_reads_the_action_space_of_its_network(cases: Any, batch: Any) -> None:
+    data, found = batch(5), []
+    for one_hot in (False, True):
+        network = cases["m_dqn"].actor(one_hot=one_hot)
+        estimator = value.MunchausenTD0Estimator(value_network=network, gamma=GAMMA, tau=TAU)
+        action = data["action"]
+        rows = data.clone().set("action", nn.functional.one_hot(action, 3) if one_hot else action)
+        found.append(estimator(rows)["value_target"])
+    assert torch.equal(*found)
+
+
+def test_q_lambda_and_advantages_take_the_prior_of_the_state(cases: Any, batch: Any) -> None:
+    loss = cases["mirl_network"].loss()
+    regularizer, data = loss.regularizer, batch(2, 3)
+    with torch.no_grad():
+        q, next_q = (loss.value_network(rows.clone())["action_value"] for rows in (data, data["next"]))
+        values, next_values = (
+            regularizer(values, **regularizer.at_states(rows)).value
+            for values, rows in ((q, data), (next_q, data["next"]))
+        )
+    step = data["next", "reward"].squeeze(-1) + GAMMA * next_values * ~data["next", "terminated"].squeeze(-1)
+    loss.make_value_estimator("td0", gamma=GAMMA)
+    params = loss.value_network_params
+    found = loss.value_estimator(data.clone(), params=params, target_params=params)
+    torch.testing.assert_close(found["advantage"].squeeze(-1), step - values)
+    loss.make_value_estimator("regularized_qlambda", gamma=GAMMA, lmbda=0.0)
+    rows = data.clone().set("action_value", q)
+    rows["observation"][:, 1:] = rows["next", "observation"][:, :-1]  # successive steps
+    rows["next", "done"][:] = rows["next", "terminated"][:]
+    q = loss.value_network(rows.clone())["action_value"].detach()
+    found = loss.value_estimator(rows.set("action_value", q), params=params)["value_target"]
+    torch.testing.assert_close(found.squeeze(-1), step, rtol=1e-5, atol=1e-6)

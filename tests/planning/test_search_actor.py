@@ -68,3 +68,9 @@ def test_it_is_evaluated_and_forgets_its_searches() -> None:
     before, state = model.num_snapshots, model.reset(1, seed=0)
     actor(TensorDict({"state": state}, [1]))
     assert model.num_snapshots == before + 1
+
+
+def test_a_single_state_may_have_no_batch_dimension() -> None:
+    actor = SearchActor(UCT(num_simulations=4, gamma=0.9), TabularModel(chain(4, 0.9)))
+    row = actor(TensorDict({"state": torch.tensor(1)}, []))
+    assert row["action"].shape == row["root_value"].shape == () and row["root_q"].shape == (2,)

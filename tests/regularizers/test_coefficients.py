@@ -284,3 +284,16 @@ def test_the_temperature_of_a_share() -> None:
 def test_no_temperature_without_a_scale(share: float, reward_range: float, cost_range: float, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         guaranteed_temperature(share, reward_range=reward_range, cost_range=cost_range)
+
+
+def test_a_learnt_coefficient_keeps_its_precision_in_a_bfloat16_loss() -> None:
+    tau = DualCoefficient(0.3, target=-2.0, rises="below", name="tau")
+    before = tau.log_value.detach().clone()
+    assert tau.to(torch.bfloat16).log_value.dtype == torch.float32 and torch.equal(tau.log_value, before)
+    assert tau.double().log_value.dtype == torch.float64
+    assert isinstance(tau.log_value, torch.nn.Parameter) and tau.log_value.requires_grad
+
+
+def test_a_followed_error_starts_between_its_bounds() -> None:
+    with pytest.raises(ValueError, match="tau must start between its bounds 0.01 and 1, got 10.0"):
+        BellmanErrorCoefficient(10.0, rate=0.1, high=1.0, name="tau")

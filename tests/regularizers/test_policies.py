@@ -296,3 +296,16 @@ def test_nan_stays_in_its_row_of_a_sparse_policy(q: float) -> None:
     for part, whole in zip(out, expected, strict=True):
         torch.testing.assert_close(part[[0, 3]], whole[[0, 3]], rtol=0, atol=0)
     assert out.value[1:3].isnan().all() and out.pi[1:3].isnan().any(-1).all()
+
+
+def test_all_forms_of_a_boltzmann_policy_have_one_value() -> None:
+    q = torch.tensor([[0.0, 1.0, -2.0]])
+    boltzmann, mask = Boltzmann(0.5), torch.tensor([[True, True, False]])
+    for given in (None, mask):
+        out, found = boltzmann(q, mask=given), boltzmann.value_and_policy(q, mask=given)
+        torch.testing.assert_close(found, (out.value, out.pi))
+        torch.testing.assert_close(out.value, (out.pi * q).sum(-1))
+    value, tau_log_pi = boltzmann.value_and_log_policy(q)
+    rows = boltzmann.diagnostics(q, tau_log_pi, reference=tau_log_pi)
+    torch.testing.assert_close(rows["soft_gap"], value - 1.0)
+    assert (rows["soft_gap"] < 0).all() and (rows["kl"] == 0).all()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensordict.nn import TensorDictModule
 from torch import nn
 
 from torchrl_reg.regularizers import ActionPrior, Entropy, PriorKL
@@ -104,3 +105,10 @@ def test_a_bad_beta_is_refused() -> None:
     prior = ActionPrior(3)
     with pytest.raises(ValueError, match="beta must be"):
         prior.beta = -1.0
+
+
+def test_a_network_needs_an_action_prior() -> None:
+    network = TensorDictModule(torch.nn.Linear(4, 3), ["observation"], ["logits"])
+    for prior in (None, [0.5, 0.25, 0.25]):
+        with pytest.raises(ValueError, match="prior must be an ActionPrior where network is given"):
+            PriorKL(0.1, prior=prior, network=network)

@@ -8,6 +8,14 @@ from torch import Tensor
 from torchrl_reg.functional.soft import Temperature
 
 
+def promoted(*tensors: Tensor) -> list[Tensor]:
+    """``tensors`` in their common dtype, float32 at least: rewards may be integers, and half precision loses digits."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 def lambda_return(
     reward: Tensor,
     next_value: Tensor,
@@ -38,6 +46,7 @@ def lambda_return(
     >>> lambda_return(r, v, torch.zeros(2, 1, dtype=torch.bool), gamma=0.5, lmbda=1.0).flatten().tolist()
     [2.5, 3.0]
     """
+    reward, next_value = promoted(reward, next_value)
     returns: list[Tensor] = []
     later = next_value[..., -1, :]
     for t in reversed(range(reward.shape[-2])):
@@ -84,6 +93,7 @@ def q_lambda_return(
     >>> q_lambda_return(r, v, torch.tensor([0.0, -1.0]), torch.tensor([False, True]), gamma=0.5, lmbda=0.5).tolist()
     [2.5, 3.0]
     """
+    reward, next_value, correction = promoted(reward, next_value, correction)
     one_step = reward + gamma * next_value
     # What a later return adds: gamma lambda (G_{t+1} - V(s_{t+1}) - c_{t+1}).
     # Selections, not products with 0: what lies behind an end may be NaN.
@@ -155,6 +165,7 @@ def path_consistency(
         raise ValueError(f"All sequences must have the shape of reward {tuple(reward.shape)}, got {sorted(shapes)}.")
     if log_pi_reference is None and isinstance(lam, (int, float)) and lam:
         raise ValueError(f"log_pi_reference must be given with lam={lam}, got None.")
+    reward, value, next_value, log_pi = promoted(reward, value, next_value, log_pi)
     gain = reward - tau * log_pi
     if log_pi_reference is not None:
         gain = gain - lam * (log_pi - log_pi_reference)

@@ -279,7 +279,8 @@ def action_index(action: Tensor, action_space: str, batch_dims: int) -> Tensor:
     """
     if action_space == "one_hot":
         return action.long().argmax(-1)  # long, because argmax takes no bool
-    return action.squeeze(-1) if action.ndim > batch_dims else action
+    action = action.squeeze(-1) if action.ndim > batch_dims else action
+    return action if action.dtype == torch.int32 else action.long()  # gather takes no shorter integers
 
 
 def gather_action(values: Tensor, index: Tensor) -> Tensor:

@@ -102,6 +102,8 @@ class ActionBins:
 class BinBuffers(nn.Module):
     """:class:`ActionBins` as buffers of an actor, so that they move with it between devices; a call returns them.
 
+    A cast to a shorter type only moves them: a loss finds the bin that was played as the one nearest to the action.
+
     Args:
         bins: the bins.
     """
@@ -111,6 +113,15 @@ class BinBuffers(nn.Module):
         self.num_bins = bins.num_bins
         for field in fields(bins)[1:]:
             self.register_buffer(field.name, getattr(bins, field.name), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, moved in self._buffers.items():
+            exact: Any = before[name]
+            if torch.promote_types(moved.dtype, exact.dtype) != moved.dtype:  # type: ignore[union-attr]
+                self._buffers[name] = exact.to(moved.device)  # type: ignore[union-attr]
+        return self
 
     def forward(self) -> ActionBins:
         """The bins, on the device of the buffers."""
@@ -154,7 +165,7 @@ class BoxActor(TensorDictModuleBase):
         """The entries to write at ``state``, a TensorDict or a dict of tensors, which is left as it is."""
         raise NotImplementedError
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         for key, value in self.outputs(tensordict).items():
             tensordict.set(key, value)

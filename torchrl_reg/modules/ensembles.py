@@ -15,7 +15,7 @@ from torchrl.modules import ValueOperator
 
 
 class CriticEnsemble(TensorDictModuleBase):
-    """The values of all critics, each with its own parameters; writes ``"action_values"`` ``[C, *B]``.
+    """The values of all critics, each with its own parameters; writes ``"action_values"`` ``[*B, C]``.
 
     Args:
         critics: TensorDict modules that write Q(s, a) ``[*B, 1]`` in reward units, such as ``ValueOperator(net,

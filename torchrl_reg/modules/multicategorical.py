@@ -357,7 +357,7 @@ class SingleDimensionActor(TensorDictModuleBase):
         """The policy over bin indices at the observations of ``tensordict``, which is left as it is."""
         return Categorical(logits=self.actor.logits(tensordict), validate_args=False)
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         return self.actor(tensordict)
 
@@ -527,6 +527,7 @@ class AutoregressiveMulticategoricalActor(MulticategoricalActor):
         self.register_buffer("starts", counts.cumsum(0) - counts, persistent=False)
         self.register_buffer("previous_mask", before.float(), persistent=False)
         self.register_buffer("output_mask", (of_unit <= of_bin.unsqueeze(-1)).float(), persistent=False)
+        self.to(next((p.dtype for p in getattr(self, self.torso_name).parameters()), self.output.weight.dtype))
 
     def logits(self, tensordict: TensorDictBase) -> Tensor:
         raise NotImplementedError(

@@ -82,6 +82,8 @@ class NStepTransform(Transform):
 
         ``inv(tensordict)`` without the overhead of TorchRL's base class.
         """
+        if not tensordict.ndim:
+            raise ValueError("data must be rows [*B, T] in order of time (buffer.extend), got a single row.")
         if self.n > 1:
             rows = tensordict if self.waiting is None else self._before(tensordict)
             if not rows.shape[-1]:

@@ -9,14 +9,15 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torchrl.data import Categorical, TensorSpec
+from torchrl.data import Categorical, OneHot, TensorSpec
 from torchrl.envs.utils import ExplorationType, exploration_type
 from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.compat import has_hooks, is_transformed
+from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules.acting import State, act, act_through_tensordict
 from torchrl_reg.modules.ensembles import OutputLinear, is_plain, unstack_layers
 from torchrl_reg.modules.layers import check_network, layer_by_layer
@@ -90,6 +91,7 @@ class ImplicitQuantileNetwork(nn.Module):
     def _joint_quantiles(self, features: Sequence[Tensor], fractions: Sequence[Tensor]) -> Sequence[Tensor]:
         counts = [levels.shape[-1] for levels in fractions]
         joined = fractions[0] if len(counts) == 1 else torch.cat(list(fractions), -1)
+        joined = at_least_float32(joined)  # the cosine of the 64th multiple of a bfloat16 fraction is noise
         multiples = torch.arange(self.num_cosines, device=joined.device, dtype=joined.dtype) + self.first_cosine
         cosines = (math.pi * multiples * joined.unsqueeze(-1)).cos_()
         z, ends = self._values(features, cosines.to(features[0].dtype), counts), list(accumulate(counts))
@@ -147,6 +149,11 @@ def _products(features: Sequence[Tensor], embedded: Tensor, counts: list[int]) -
     return embedded
 
 
+def fraction_dtype(features: Tensor) -> torch.dtype:
+    """The dtype of quantile fractions: that of the features, but float32 where autocast lowered them."""
+    return torch.promote_types(features.dtype, torch.float32)
+
+
 class QuantileMean(nn.Module):
     """Mean over ``num_quantiles`` fractions: ``[*B, A]`` Q-values of a quantile network.
 
@@ -163,12 +170,11 @@ class QuantileMean(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         features = self.network.features(observation)
-        count = self.num_quantiles
+        count, dtype = self.num_quantiles, fraction_dtype(features)
         if explores():
-            shape = (*features.shape[:-1], count)
-            fractions = torch.rand(shape, device=features.device, dtype=features.dtype)
+            fractions = torch.rand((*features.shape[:-1], count), device=features.device, dtype=dtype)
         else:
-            steps = torch.arange(count, device=features.device, dtype=features.dtype)
+            steps = torch.arange(count, device=features.device, dtype=dtype)
             fractions = (steps + 0.5) / count
         return self.network.quantiles(features, fractions).mean(-2)
 
@@ -239,7 +245,9 @@ class EpsilonGreedyModule(SavedArguments, EGreedyModule):
         eps, (composite, count, random) = self._buffers["eps"], self._random
         if composite is not self._spec or count != num_envs:
             spec = self.spec[self.action_key]
-            random = spec.expand(num_envs, *spec.shape).rand
+            # The spec of an environment of several copies has their dimension already.
+            batched = spec.ndim > isinstance(spec, OneHot) and spec.shape[0] == num_envs
+            random = spec.rand if batched else spec.expand(num_envs, *spec.shape).rand
             if type(spec) is Categorical and spec.mask is None and spec.shape == () and spec.space.n > 0:
                 # The same numbers as spec.rand(), in under half of its time.
                 random = partial(torch.randint, spec.space.n, (num_envs,), dtype=spec.dtype, device=spec.device)
@@ -355,7 +363,8 @@ class BoltzmannQActor(SavedArguments, TensorDictModuleBase):
         self.regularizer = regularizer
         self.actor = actor
         self.action_key, self.action_value_key = action_key, action_value_key
-        self.in_keys, self.out_keys = list(actor.in_keys), list(actor.out_keys)
+        self.in_keys = list(dict.fromkeys((*actor.in_keys, *regularizer.in_keys)))
+        self.out_keys = list(actor.out_keys)
 
     @property
     def tau(self) -> Tensor | None:
@@ -372,7 +381,7 @@ class BoltzmannQActor(SavedArguments, TensorDictModuleBase):
         """The actor's spec."""
         return self.actor.spec
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         tensordict = self.actor(tensordict)
         self.choose(tensordict)
@@ -389,11 +398,18 @@ class BoltzmannQActor(SavedArguments, TensorDictModuleBase):
         if not samples and type(self.regularizer).greedy is Regularizer.greedy:
             return  # the actor's own action
         q = state[self.action_value_key]
-        action = sample_action(self.regularizer.policy(q)) if samples else self.regularizer.greedy(q)
+        states = self._at_states(state, q) if self.regularizer.in_keys else {}
+        policy, greedy = self.regularizer.policy, self.regularizer.greedy
+        action = sample_action(policy(q, **states)) if samples else greedy(q, **states)
         state[self.action_key] = index = self._encoded(action, q, state[self.action_key])
         if "chosen_action_value" in self.out_keys:
             index = index.long().argmax(-1, keepdim=True) if index.shape == q.shape else index.unsqueeze(-1)
             state["chosen_action_value"] = q.gather(-1, index)
+
+    def _at_states(self, state: Any, q: Tensor) -> dict[str, Tensor]:
+        if not isinstance(state, TensorDictBase):
+            state = TensorDict({key: state[key] for key in self.regularizer.in_keys}, q.shape[:-1])
+        return self.regularizer.at_states(state)
 
     def _encoded(self, action: Tensor, q: Tensor, like: Tensor) -> Tensor:
         if like.shape == q.shape:

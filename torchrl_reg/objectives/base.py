@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, is_tensor_collection
 from tensordict.nn import TensorDictModule
-from torch import Tensor
+from torch import Tensor, distributions
+from torchrl.modules import MaskedCategorical, MaskedOneHotCategorical, OneHotCategorical
 from torchrl.objectives.utils import ValueEstimators, dispatch_value_estimator, get_value_estimator_entry
 from torchrl.objectives.value import ValueEstimatorBase
 
@@ -275,6 +276,7 @@ class RegularizedLoss(NetworkLoss):
             if given is kind:
                 hyperparams.setdefault("gamma", 0.99)
                 given = kind.for_loss(self, **hyperparams)
+            self._check_shares(given)
             self._value_estimator, self.value_type = given, kind
         for coefficient, value in values.items():
             coefficient.assign(value)
@@ -289,6 +291,16 @@ class RegularizedLoss(NetworkLoss):
         if estimator not in own and (estimator in registered or not issubclass(estimator, tuple(own))):
             names = " or ".join(sorted(cls.__name__ for cls in own))
             raise NotImplementedError(f"{type(self).__name__} takes a {names}, got {estimator.__name__}.")
+
+    def _check_shares(self, estimator: ValueEstimatorBase) -> None:
+        """Refuse an instance with a regularizer of its own: assigning to the loss's would have no effect."""
+        for name in ("regularizer", "shaping"):
+            own, theirs = getattr(self, name, None), getattr(estimator, name, None)
+            if own is not theirs and own is not None and theirs is not None:
+                raise ValueError(
+                    f"value_type must be an estimator with the loss's own {name}, got a {type(estimator).__name__} "
+                    f"with another: build it by {type(estimator).__name__}.for_loss(loss, gamma=...)."
+                )
 
     def _keep_exact(self, hyperparams: dict[str, Any]) -> None:
         # Estimators register float32 buffers; in float64 a gamma of 0.9 would then be wrong by 1e-8.
@@ -458,11 +470,16 @@ def _blank(tensordict: TensorDictBase, key: NestedKey, rows: Tensor, *, whole: b
     found = fast_get(tensordict, key)
     if found is None:
         return
+    batch_dims = rows.ndim
     rows = rows.reshape(rows.shape + (1,) * (found.ndim - rows.ndim))
     if found.is_floating_point() and not whole:
         rows = rows & ~found.isfinite()
     # An all-False action mask would produce NaN, so it is filled with True.
     fill = found.dtype == torch.bool and not whole
+    if found.is_floating_point() and whole:  # another row's, because 0 may lie outside the policy's box
+        flat, batch = found.reshape(-1, *found.shape[batch_dims:]), rows.reshape(-1)
+        tensordict.set(key, torch.where(rows, flat.index_select(0, (~batch).int().argmax().reshape(1))[0], found))
+        return
     tensordict.set(key, found.masked_fill(rows, fill))
 
 
@@ -484,6 +501,8 @@ def check_before_forward(loss: RegularizedLoss, args: tuple[Any, ...]) -> None:
 check_before_forward.only_checks = True  # type: ignore[attr-defined]  # so a graph may leave it out
 
 
+_ONE_HOT = (distributions.OneHotCategorical, OneHotCategorical, MaskedOneHotCategorical)
+_INDEX = (distributions.Categorical, MaskedCategorical)
 #: Tolerance for actions beyond their box, in widths of the box, besides the rounding of their dtype.
 BOX_TOLERANCE = 1e-5
 
@@ -513,6 +532,10 @@ def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
         with contextlib.suppress(RuntimeError, NotImplementedError):  # where values cannot be read
             tensordict = tensordict[mask]
     rows, action = loss._rewards(tensordict), tensordict.get(keys.action)
+    for key in (("next", keys.terminated), ("next", keys.done)):
+        flag = tensordict.get(key, None)
+        if flag is not None and flag.dtype != torch.bool:
+            raise ValueError(f"The entry {key!r} must be bool, got {flag.dtype}.")
     if _any(~rows.isfinite()):
         count = int((~rows.isfinite()).sum())
         raise ValueError(f"The reward {('next', keys.reward)!r} must be finite, got NaN or infinity in {count} rows.")
@@ -522,6 +545,8 @@ def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     if hasattr(loss, "action_space"):
         _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows)
         _check_range(action, loss.action_space, getattr(loss, "value_network", None))
+    if "actor_network" in loss._network_names and not action.is_floating_point():
+        _check_discrete_policy(action, loss.actor_network, keys.action, tensordict.batch_dims)
     if "actor_network" in loss._network_names and action.is_floating_point():
         _check_box(action, loss.actor_network, keys.action)
 
@@ -578,6 +603,16 @@ def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dim
             f"The action {key!r} must hold integers [*B] as the network's action space is 'categorical', got "
             f"{action.dtype} of shape {shape}; give action_space='one-hot' (and a OneHot spec) for one-hot actions."
         )
+
+
+def _check_discrete_policy(action: Tensor, actor: Any, key: NestedKey, batch_dims: int) -> None:
+    """Shape of the discrete actions of a policy whose distribution is known, which would score others silently."""
+    kinds = [getattr(module, "distribution_class", None) for module in actor.modules()]
+    for kind in (kind for kind in kinds if isinstance(kind, type)):
+        one_hot = issubclass(kind, _ONE_HOT)  # TorchRL's is a subclass of Categorical, too
+        if (one_hot or issubclass(kind, _INDEX)) and action.ndim != batch_dims + one_hot:
+            what = "be one-hot ([*B, A])" if one_hot else "hold indices [*B]"
+            raise ValueError(f"The action {key!r} must {what} for {kind.__name__}, got shape {list(action.shape)}.")
 
 
 def _check_range(action: Tensor, action_space: str, network: Any) -> None:

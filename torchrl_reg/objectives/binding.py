@@ -174,6 +174,8 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
 
     _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
     _bound_networks: dict[str, tuple[Any, Any]] | None
+    #: Where the parameters of networks without a target lay when they were bound.
+    _memory: dict[str, tuple[list[Tensor], list[int]]]
     #: The exploration type inside ``forward``, one for all threads: a policy that acts in another one explores.
     deterministic_sampling_mode = ExplorationType.RANDOM
 
@@ -182,7 +184,7 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
 
     def _bind(self) -> None:
         groups = {name: getattr(self, f"{name}_params") for name in self._network_names}
-        self._bound_networks = None
+        self._bound_networks, self._memory = None, {}
         if not any(nn.parameter.is_lazy(p) for group in groups.values() for p in group.parameters()):
             self._bound_networks = {
                 name: (self._make_bound(name, group, False), self._make_bound(name, self._target_params(name), True))
@@ -208,6 +210,14 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
         params = self._modules.get(f"target_{name}_params")
         if params is not None:
             return online, target.at(params)
+        # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the detached.
+        if online is first and not torch.compiler.is_compiling():
+            if name not in self._memory:
+                leaves = list(self._modules[f"{name}_params"].parameters())
+                self._memory[name] = (leaves, pointers(leaves))
+            elif pointers(self._memory[name][0]) != self._memory[name][1]:
+                self._bind()
+                return self._bound(tensordict, name)
         return online, target if online is first else target.at(self._target_params(name))
 
     def _apply(self, fn: Any) -> Any:
@@ -216,7 +226,7 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bound_networks": None}
+        return {**self.__dict__, "_bound_networks": None, "_memory": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

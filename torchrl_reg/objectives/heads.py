@@ -14,6 +14,7 @@ from torchrl_reg.compat import fast_get
 from torchrl_reg.functional import categorical_projection, quantile_huber_loss
 from torchrl_reg.functional.soft import at_least_float32, gather_action
 from torchrl_reg.modules import CategoricalQActor, FixedQuantileQActor, QuantileQActor
+from torchrl_reg.modules.q_actors import fraction_dtype
 from torchrl_reg.objectives.binding import BoundQNetwork
 from torchrl_reg.regularizers import Regularized
 from torchrl_reg.regularizers.checks import as_number, check_flag
@@ -379,7 +380,7 @@ class ImplicitQuantiles(Quantiles):
     def fractions(self, features: Tensor, count: int) -> Tensor:
         """``count`` uniform fractions for each row of ``features [*B, F]`` (``[*B, count]``), or for all."""
         shape = (count,) if self.share_fractions else (*features.shape[:-1], count)
-        return torch.rand(shape, device=features.device, dtype=features.dtype)
+        return torch.rand(shape, device=features.device, dtype=fraction_dtype(features))
 
     def _fractions(self, tensordict: TensorDictBase, name: str, features: Tensor, count: int) -> Tensor:
         given = fast_get(tensordict, name)

@@ -358,7 +358,8 @@ def _q_value_actor(network: Any, action_space: str | TensorSpec | None) -> Any:
     if not isinstance(network, nn.Module):
         kinds = "a QValueActor, or a module with an action_space"
         raise ValueError(f"value_network must be {kinds}, got {type(network).__name__}.")
-    return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, action_space=action_space)
+    given = {"spec": action_space} if isinstance(action_space, TensorSpec) else {"action_space": action_space}
+    return ensure_tensordict_compatible(module=network, wrapper_type=QValueActor, **given)
 
 
 def _check_slot(name: str, value: Any, kind: type) -> None:

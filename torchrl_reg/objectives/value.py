@@ -19,7 +19,7 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.compat import fast_get, find_action_space
-from torchrl_reg.functional.returns import lambda_return, q_lambda_return
+from torchrl_reg.functional.returns import lambda_return, promoted, q_lambda_return
 from torchrl_reg.functional.soft import action_index, gather_action
 from torchrl_reg.objectives.binding import action_values, inner_module
 from torchrl_reg.objectives.heads import ExpectedValue, Head, Target, TargetOutputs
@@ -42,6 +42,10 @@ class RegValueEstimators(Enum):
     SOFT_TDLAMBDA = "soft TD(lambda)"
     MUNCHAUSEN_TD0 = "Munchausen TD(0)"
     PRIOR_SOFT_TD0 = "prior-regularized soft TD(0)"
+
+
+#: Hyperparameters of estimators that belong to a loss's regularizer and shaping.
+_SLOTS = {"tau", "alpha", "clip_min", "beta", "prior", "regularizer", "shaping"}
 
 
 def terminated_flag(tensordict: TensorDictBase, keys: Any) -> Tensor:
@@ -97,6 +101,7 @@ def regularized_target(
             f"reward and terminated must have shape {(*next_value.shape[:-1], 1)}, got {tuple(reward.shape)} and "
             f"{tuple(terminated.shape)}."
         )
+    reward, next_value = promoted(reward, next_value)
     # A fill, not a product as in TorchRL: what follows a terminal state, NaN included, must not reach the target.
     next_value = next_value.masked_fill(terminated, 0.0)
     if lmbda is None:
@@ -114,7 +119,7 @@ def regularized_target(
         ends = ends | ~mask.roll(-1, -2)
         reward, next_value = reward.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
     cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype)
-    return lambda_return(reward, next_value.to(reward.dtype), ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
+    return lambda_return(reward, next_value, ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
 
 
 class OnlinePolicy(NamedTuple):
@@ -198,6 +203,8 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         self.register_buffer("lmbda", None if lmbda is None else exact_scalar(float(lmbda), self._device))
         self.regularizer = HardMax() if regularizer is None else regularizer
         self.shaping = shaping
+        if (space := getattr(value_network, "action_space", None)) is not None:
+            self.action_space = find_action_space(space)
 
     @classmethod
     def for_loss(cls, loss_module: LossModule, **hyperparams: Any) -> RegularizedTD0Estimator:
@@ -213,8 +220,14 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
                 f"{cls.__name__} needs a loss with a value_network that writes Q-values, got "
                 f"{type(loss_module).__name__}."
             )
+        owns = isinstance(getattr(loss_module, "regularizer", None), Regularizer)
+        if owns and (given := sorted(_SLOTS & hyperparams.keys())):
+            raise ValueError(
+                f"{', '.join(given)} must be given to the loss, whose regularizer and shaping the estimator shares, "
+                f"got {'them' if len(given) > 1 else 'it'} for {cls.__name__}."
+            )
         estimator = cls(value_network=network, **{"device": loss_module._default_device, **hyperparams})
-        if isinstance(getattr(loss_module, "regularizer", None), Regularizer):
+        if owns:
             for name in ("regularizer", "shaping"):  # not as submodules, which would save them twice
                 estimator._modules.pop(name, None)
                 estimator.__dict__[name] = getattr(loss_module, name)
@@ -362,7 +375,8 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
     ) -> TensorDictBase:
         """Write ``value_target`` and ``advantage = value_target - regularized value``, each ``[*B, 1]``."""
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            value, _ = self.regularizer.value_and_log_policy(self._q_values(tensordict, params))
+            q, states = self._q_values(tensordict, params), self.regularizer.at_states(tensordict)
+            value, _ = self.regularizer.value_and_log_policy(q, **states)
             target = self.value_estimate(tensordict, target_params=params if target_params is None else target_params)
         tensordict.set(self.tensor_keys.advantage, target - value.unsqueeze(-1))
         tensordict.set(self.tensor_keys.value_target, target)
@@ -641,9 +655,14 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
             q = self._q_values(tensordict, params)
         terminated, done = terminated_flag(tensordict, keys).squeeze(-1), done_flag(tensordict, keys).squeeze(-1)
         ends = done | terminated
-        dropped = ends if self.time_limits_end else terminated
-        next_q = self._next_q(tensordict, q, ends, dropped, params)
-        values, logs = regularizer.value_and_log_policy(torch.stack((q, next_q)))
+        dropped, mask = ends if self.time_limits_end else terminated, fast_get(tensordict, ("collector", "mask"))
+        if mask is not None:  # the last step before padding ends its sequence, as a truncation does
+            mask = mask.reshape(ends.shape)
+            ends = ends | ~mask.roll(-1, -1)
+        next_q = self._next_q(tensordict, q, ends if mask is None else ends & mask, dropped, params)
+        here, there = (regularizer.at_states(states) for states in (tensordict, fast_get(tensordict, "next")))
+        states = {name: torch.stack((here[name], there[name])) for name in here}
+        values, logs = regularizer.value_and_log_policy(torch.stack((q, next_q)), **states)
         action = action_index(tensordict.get(keys.action), self.action_space, q.ndim - 1)
         correction = (
             gather_action(q, action) - values[0]
@@ -653,15 +672,15 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         reward = fast_get(tensordict, ("next", keys.reward)).squeeze(-1)
         if self.shaping is not None:
             reward = reward + self.shaping(q, logs[0], action, next_q=next_q, terminated=dropped)
-        next_value = values[1].masked_fill(dropped, 0.0)
-        return q_lambda_return(
+        returns = q_lambda_return(
             reward,
-            next_value,
+            values[1].masked_fill(dropped, 0.0),
             correction,
             ends,
             gamma=self.gamma,
             lmbda=self.lmbda,  # type: ignore[arg-type]
-        ).unsqueeze(-1)
+        )
+        return (returns if mask is None else returns.masked_fill(~mask, 0.0)).unsqueeze(-1)
 
     def _next_q(
         self, tensordict: TensorDictBase, q: Tensor, ends: Tensor, dropped: Tensor, params: TensorDictBase | None

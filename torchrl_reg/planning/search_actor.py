@@ -71,7 +71,7 @@ class SearchActor(TensorDictModuleBase):
         q = torch.where(found.q.isfinite(), found.q, found.value.unsqueeze(-1))
         columns = (found.action, found.value.float(), q.float(), found.pi.float(), found.visits.float())
         for key, column in zip(self.out_keys, columns, strict=True):
-            tensordict.set(key, column.reshape(*batch, *column.shape[1:]))
+            tensordict.set(key, column.reshape((*batch, *column.shape[1:])))
         return tensordict
 
 

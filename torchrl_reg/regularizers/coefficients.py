@@ -273,6 +273,13 @@ class DualCoefficient(Coefficient):
     def _hold(self, value: float, device: torch.device | str | None) -> None:
         self.log_value = nn.Parameter(torch.tensor(math.log(value), device=device))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> DualCoefficient:
+        exact = self.log_value.data
+        super()._apply(fn, recurse)
+        if self.log_value.dtype in (torch.bfloat16, torch.float16):  # an optimizer's steps would be rounded away
+            self.log_value.data = exact.to(self.log_value.device)
+        return self
+
     @property
     def value(self) -> Tensor:
         return self.log_value.detach().exp()
@@ -339,6 +346,9 @@ class BellmanErrorCoefficient(Coefficient):
     ) -> None:
         if not 0 < low <= high < math.inf:
             raise ValueError(f"The bounds must satisfy 0 < low <= high, finite, got {low!r} and {high!r}.")
+        first = check(value, name)
+        if not low <= first <= high:
+            raise ValueError(f"{name} must start between its bounds {low:g} and {high:g}, got {value!r}.")
         super().__init__(value, name=name, check=check, device=device)
         self.rate, self.inverse, self.low, self.high = check_rate(rate), inverse, low, high
         self.scale = check_number(scale, "scale", "the weight of the error", positive=True)

@@ -312,13 +312,20 @@ class Boltzmann(Entropy):
         return Regularized(pi, torch.zeros_like(value), value, tau_log_pi, torch.zeros_like(pi))
 
     def value_and_log_policy(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        _, tau_log_pi = super().value_and_log_policy(q)
+        return self.value_and_policy(q)[0], super().value_and_log_policy(q)[1]
+
+    def value_and_policy(self, q: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        q = masked_values(q, mask)
         pi = soft_policy(q, self.tau)
         # A masked action has probability 0, but its value may be infinite.
-        return (pi * torch.where(pi > 0, q, 0.0)).sum(-1), tau_log_pi
+        return (pi * torch.where(pi > 0, q, 0.0)).sum(-1), pi
 
     def step_cost(self, tau_log_pi: Tensor) -> Tensor:
         return torch.zeros_like(tau_log_pi)
+
+    def diagnostics(self, q: Tensor, tau_log_pi: Tensor, **also: Any) -> dict[str, Tensor]:
+        """As :class:`Entropy`; ``soft_gap`` is ``<pi, q> - max q``, 0 or less."""
+        return super().diagnostics(q, tau_log_pi, **also) | {"soft_gap": self.value_and_policy(q)[0] - q.amax(-1)}
 
 
 class Tsallis(Regularizer):

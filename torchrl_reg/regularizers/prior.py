@@ -68,6 +68,10 @@ class PriorKL(Regularizer):
             raise ValueError(
                 f"tau must be given, or an ActionPrior with its own beta, got tau={tau!r} and prior={prior!r}."
             )
+        if network is not None and shared is None:
+            raise ValueError(
+                f"prior must be an ActionPrior where network is given, for beta and the floor, got {prior!r}."
+            )
         self.prior = shared
         own = None if prior is None or isinstance(prior, ActionPrior) else check_probabilities(prior, len(prior)).log()
         self.register_buffer("log_rho", own)
