@@ -67,6 +67,8 @@ class Cluster:
         for name, limit in (minimum | dict.fromkeys(("gpus", "signal_seconds", "requeues", "retries"), 0)).items():
             if getattr(self, name) < limit:
                 raise UserError(f"cluster.{name} must be at least {limit}, got {getattr(self, name)}.")
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise UserError(f"cluster.memory_gb must be > 0 or null, got {self.memory_gb:g}.")
         if self.kind == "slurm" and self.signal_seconds > 30 * self.minutes:
             raise UserError(
                 f"cluster.signal_seconds must be at most half of cluster.minutes, got {self.signal_seconds} s "
@@ -77,7 +79,7 @@ class Cluster:
 def elements(runs: Sequence[PlannedRun], folder: Path, copy: Path, code: Code, cluster: Cluster) -> list[ArrayElement]:
     """The runs, ``runs_per_job`` to an element of the array."""
     grace = max(3.0, cluster.signal_seconds - 30.0) if cluster.kind == "slurm" else 60.0  # the rest is for the requeue
-    processes = [(run.folders, command(run, folder, copy)) for run in runs]
+    processes = [(run.folders, command(run, folder, copy, threads=cluster.threads)) for run in runs]
     return [
         ArrayElement(
             Commands(
@@ -96,10 +98,12 @@ def elements(runs: Sequence[PlannedRun], folder: Path, copy: Path, code: Code, c
     ]
 
 
-def command(run: PlannedRun, folder: Path, code: Path) -> tuple[str, ...]:
-    """The command line of a run."""
-    run_dir = override("run.dir", str(folder / run.folder))
-    return (sys.executable, str(recipe_path(run.recipe, code)), *run.overrides, run_dir)
+def command(run: PlannedRun, folder: Path, code: Path, *, threads: int = 1) -> tuple[str, ...]:
+    """The command line of a run; a sweep that sets ``run.threads`` keeps its own."""
+    last = [override("run.dir", str(folder / run.folder))]
+    if threads > 1 and not any(each.startswith("run.threads=") for each in run.overrides):
+        last.insert(0, f"run.threads={threads}")
+    return (sys.executable, str(recipe_path(run.recipe, code)), *run.overrides, *last)
 
 
 def submit(jobs: Sequence[ArrayElement], folder: Path, name: str, cluster: Cluster) -> str:

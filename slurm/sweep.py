@@ -69,6 +69,8 @@ def planned_runs(sweep: Mapping[str, Any]) -> list[PlannedRun]:
     runs = []
     for number, variant in enumerate(variants or [{}]):
         place = f"variants[{number}]"
+        if not isinstance(variant, Mapping) or not isinstance(variant.get("grid") or {}, Mapping):
+            raise UserError(f"sweep.{place} must hold settings (name: value), got {variant!r}.")
         own = _axes(variant.get("grid") or {}, f"{place}.grid")
         settings = flat({key: value for key, value in variant.items() if key != "grid"})
         _refuse_reserved(place, settings)

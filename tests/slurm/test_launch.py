@@ -77,6 +77,7 @@ NO_SBATCH = "cluster.kind=slurm needs sbatch on PATH, got none; cluster=local"
         ("sweep=naps cluster.minuts=3", "cluster.minuts is not a setting here"),
         ("sweep=naps cluster.minutes=soon", "cluster.minutes: "),
         ("sweep=naps cluster.minutes=0", "cluster.minutes must be at least 1, got 0."),
+        ("sweep=naps cluster.memory_gb=-5", "cluster.memory_gb must be > 0 or null, got -5."),
         ("sweep=naps cluster.retries=-1", "cluster.retries must be at least 0, got -1."),
         ("sweep=naps cluster.kind=cloud", "cluster.kind must be slurm, local or debug, got cloud."),
         ("sweep=naps nonsense", "'nonsense' is not of the form name=value."),

@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
         rows = [
             {"event": "train", "frames": frames, "return_mean": 7.0, "fps": 50.0},
             {"event": "eval", "frames": frames, "return_greedy_mean": 10.0 * (seed + 1)},
-            {"event": "train", "frames": frames, "return_mean": None, "fps": 100.0},
+            {"event": "train", "frames": frames, "return_mean": 8.0, "fps": 100.0},  # exploring
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows) + '{"event": "tr'
         (run / "metrics.jsonl").write_text(text)

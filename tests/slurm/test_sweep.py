@@ -40,6 +40,8 @@ def test_long_settings_are_cut_and_stay_distinct():
         ({"variants": [{"run.seed": 1}]}, r"sweep.variants\[0\].run.seed must not be set"),
         ({"variants": [{"x": 1, "grid": {"x": [1]}}]}, "got x in both"),
         ({"variants": [{"env": 2}]}, "got env in both"),
+        ({"variants": [5]}, r"sweep.variants\[0\] must hold settings \(name: value\), got 5"),
+        ({"variants": [{"grid": 5}]}, r"sweep.variants\[0\] must hold settings"),
         ({"grid": {"algo": {"tau": []}}}, "sweep.grid.algo.tau must hold at least one value"),
         ({"grid": {"algo": {"tau": 3}}}, "sweep.grid.algo.tau must be a list of values, got 3"),
         ({"recipe": None}, "sweep.recipe must name a recipe"),

@@ -71,5 +71,5 @@ def test_what_cannot_be_evaluated_is_one_sentence(make_run, tmp_path: Path, refu
     monkeypatch.delitem(sys.modules, "own_worlds")
     assert "import_module of a saved policy must be a module that is imported already" in refusal("evaluate", folder)
     assert "own_worlds" not in sys.modules
-    said = "--device must be a device of this machine, got 'cuda:77'"
-    assert said in refusal("evaluate", folder, "--device", "cuda:77")
+    assert "--device=cuda:77 needs a CUDA device" in refusal("evaluate", folder, "--device", "cuda:77")
+    assert "--device must be auto, cpu, cuda or cuda:<n>, got 'meta'" in refusal("evaluate", folder, "--device", "meta")

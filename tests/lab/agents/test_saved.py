@@ -386,8 +386,10 @@ def test_the_list_of_agents_needs_no_torch() -> None:
 def test_the_list_of_agents_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--env", "cartpole", "--commands"]) == 0
     told = capsys.readouterr().out
-    assert "m_dqn/cartpole" in told and "500 [500, 500]" in told and "dqn/acrobot" not in told
+    assert "m_dqn/cartpole" in told and " 500 " in told and "500 [500, 500]" not in told and "dqn/acrobot" not in told
     assert "python recipes/q_learning.py +method=m_dqn env=cartpole" in told
+    assert main(["list", "--env", "nowhere"]) == 1
+    assert "--env must be an environment of a trained agent, got 'nowhere': acrobot" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_refused_and_a_folder_of_that_name_comes_first(tmp_path, monkeypatch) -> None:

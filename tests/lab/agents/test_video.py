@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,16 @@ def test_an_mp4_and_a_window_show_every_frame(tmp_path: Path, monkeypatch: pytes
     pytest.importorskip("pygame")
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     assert show_in_window("three", FRAMES, 200) == 3
+
+
+def test_a_video_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        yield np.zeros((8, 8, 3), np.uint8)
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError):
+        write_video(tmp_path / "a.gif", frames(), 10)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "frames", "said"), [("a.png", FRAMES, "in .gif or .mp4"), ("a.gif", [], "got none")])

@@ -16,6 +16,7 @@ from torchrl_reg.lab.analysis.tables import (
     Row,
     Table,
     aggregate_table,
+    differences,
     environment_table,
     latex,
     markdown,
@@ -140,6 +141,12 @@ TABLE = Table(
     ("mean", "P(> dqn)"),
     ("A note.",),
 )
+
+
+def test_a_verdict_at_a_cap_has_the_direction_of_the_shares() -> None:
+    """The mean of the method is higher, but no seed of it reaches the cap, and 19 of 20 of the baseline do."""
+    found = differences("cartpole", {"m": np.full(20, 490.0)}, np.array([500.0] * 19 + [0.0]))
+    assert found == {"m": (15.0, "below")}
 
 
 def test_markdown() -> None:

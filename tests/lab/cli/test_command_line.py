@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -70,7 +71,7 @@ def test_a_signal_may_come_three_times_and_ends_the_process_if_it_hangs(command,
         ("run.device=cuda:99", "run.device=cuda:99 needs a CUDA device, got "),
         ("run.device=cpu run.cudagraphs=true", "run.cudagraphs=true needs a CUDA device"),
         ("algo.max_grad_norm=0", "max_grad_norm must be positive, got 0"),
-        ("algo.batch_size=900", "replay capacity must be at least 900, got 500."),
+        ("algo.batch_size=900", "algo.replay_capacity must be at least 900, got 500."),
         # The allocator refuses the first, and the second has no size that fits 64 bits.
         ("algo.replay_capacity=1e17 run.device=cpu", "Out of memory ("),
         ("algo.replay_capacity=1e18 run.device=cpu", "Out of memory ("),
@@ -80,6 +81,13 @@ def test_settings_that_do_not_fit_together_leave_no_folder(command, tmp_path, wo
     code, err, _ = command(*words.split(), train=tiny_dqn.train)
     assert code == 1 and err.startswith(sentence) and err.count("\n") == 1
     assert not list(tmp_path.iterdir()) or "memory" in sentence
+
+
+@pytest.mark.parametrize("text", ["", "5", '{"a": 1}'])
+def test_a_check_of_something_else_is_one_sentence(command, monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    sentence = f"--check must be given a JSON list of command lines on stdin, got {text!r}.\n"
+    assert command("--check")[:2] == (1, sentence)
 
 
 def test_errors_meant_for_users_are_one_sentence_and_bugs_keep_their_traceback(command, monkeypatch):

@@ -190,3 +190,9 @@ def test_a_reader_that_goes_away_is_no_error(runs):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_cannot_be_written_is_one_sentence(ask, runs):
+    page = runs / "nowhere/page.md"
+    code, _, err = ask("results", runs, "--page", page)
+    assert (code, err) == (1, f"torchrl-reg: {page} cannot be read or written: No such file or directory.\n")

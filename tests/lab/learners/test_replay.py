@@ -353,5 +353,5 @@ def test_a_buffer_has_the_capacity_of_its_storage_and_a_generator_of_its_own():
     assert replay.storage is storage and replay.batch_size == 10
     assert replay._rng is not None and replay._rng is not make_replay(60, 10)._rng
     for capacity, sentence in ((50, "that of its storage, 60"), (9, "at least 10")):
-        with pytest.raises(UserError, match=f"^replay capacity must be {sentence}, got {capacity}"):
+        with pytest.raises(UserError, match=f"^algo.replay_capacity must be {sentence}, got {capacity}"):
             make_replay(capacity, 10, storage=storage)

@@ -19,6 +19,7 @@ from torchrl_reg.lab import read_metrics, strip_wall_clock
 from torchrl_reg.lab.run.divergence import warn
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.settings import RunSettings
+from torchrl_reg.lab.run.stop import STOP, StopFrame
 from torchrl_reg.lab.seeds.seeds_together import train_seeds
 from torchrl_reg.lab.seeds.workers import current_worker
 
@@ -89,6 +90,28 @@ def test_seeds_without_a_common_checkpoint_go_on_from_their_own(finish, tmp_path
     (tmp_path / "some/seed=5/notes.txt").write_text("not a run")
     assert finish("run.seeds=[4,5]", "run.dir=some", *TINY) == 1
     assert "some/seed=5, which has no config.yaml" in (tmp_path / "stderr.txt").read_text()
+
+
+def test_a_seed_that_joins_later_leaves_the_checkpoints_of_the_others(start, finish, kill_when, tmp_path):
+    assert finish(BOTH, "run.dir=whole", *TINY) == 0
+    killed = tmp_path / "killed"
+    latest = [killed / f"seed={seed}/checkpoints/checkpoint-000000000160.torchrl" for seed in (0, 3)]
+    kill_when(start(BOTH, "run.dir=killed", *TINY), lambda: all(path.exists() for path in latest))
+    assert finish("run.seeds=[0,3,5]", "run.dir=killed", *TINY) == 0
+    said = (tmp_path / "stdout.txt").read_text()
+    assert all(f"resuming killed/seed={seed} at frame" in said for seed in (0, 3)) and "starting killed/seed=5" in said
+    for seed in (0, 3):
+        assert rows(killed / f"seed={seed}") == rows(tmp_path / "whole" / f"seed={seed}")
+
+
+def test_seeds_stop_side_by_side_and_a_lagging_one_at_its_own_frame(monkeypatch):
+    stop = StopFrame()
+    assert not any(stop.is_reached(frames, 8, seed) for seed, frames in (("a", 96), ("b", 96), ("c", 8), ("a", 104)))
+    monkeypatch.setattr(STOP, "requested", KeyboardInterrupt())
+    assert not stop.is_reached(104, 8, "b"), "a has gone on from there"
+    assert stop.is_reached(16, 8, "c")
+    assert not stop.is_reached(112, 8, "a", can_stop=False) and not stop.is_reached(112, 8, "b")
+    assert stop.is_reached(120, 8, "a") and stop.is_reached(120, 8, "b")
 
 
 def test_a_seed_that_fails_does_not_stop_the_others(capsys):

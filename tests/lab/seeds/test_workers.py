@@ -62,6 +62,13 @@ def test_how_many_meet(kinds: list[str], met: list[list[int]]) -> None:
     assert side_by_side(lambda path: [here().barrier(k, 1, total, reentrant=k == "s") for k in path], kinds)[0] == met
 
 
+def test_a_last_barrier_waits_for_those_that_are_still_under_way() -> None:
+    def task(kinds: str) -> list[int]:
+        return [here().barrier(kind, 1, total, last=kind == "z") for kind in kinds]
+
+    assert side_by_side(task, ["z", "abz", "bz"])[0] == [[3], [1, 2, 3], [2, 3]]
+
+
 def test_an_error_is_of_the_worker_that_made_it_or_of_all_who_met() -> None:
     def broken(_: list[int]) -> list[int]:
         raise RuntimeError("together")

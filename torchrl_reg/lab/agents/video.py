@@ -33,10 +33,15 @@ def write_video(path: Path, frames: Iterable[Picture], frames_per_second: float)
         raise UserError(f"{path} must have at least one frame, got none.")
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    writer: Any = imageio.get_writer(path, **options[path.suffix])
-    with writer:
-        for count, frame in enumerate(chain([first], frames), 1):  # noqa: B007
-            writer.append_data(frame)
+    partial = path.with_name(f".partial-{path.name}")  # with the suffix, which chooses the format
+    writer: Any = imageio.get_writer(partial, **options[path.suffix])
+    try:
+        with writer:
+            for count, frame in enumerate(chain([first], frames), 1):  # noqa: B007
+                writer.append_data(frame)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return count
 
 

@@ -2,11 +2,9 @@
 
 from torchrl_reg.lab.analysis.groups import Group, group_runs
 from torchrl_reg.lab.analysis.published import (
-    NormalizedScores,
     human_normalized_score,
     normalized_score,
     random_returns,
-    sac_normalized_scores,
     sac_returns,
 )
 from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
@@ -15,13 +13,11 @@ from torchrl_reg.lab.errors import UserError
 __all__ = [
     "UserError",
     "Group",
-    "NormalizedScores",
     "RunRecord",
     "find_runs",
     "group_runs",
     "human_normalized_score",
     "normalized_score",
     "random_returns",
-    "sac_normalized_scores",
     "sac_returns",
 ]

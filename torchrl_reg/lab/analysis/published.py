@@ -157,20 +157,6 @@ def random_returns() -> Mapping[str, float]:
     return MappingProxyType({row["task"].partition("/")[2]: row["mean"] for row in rows_of("random")})
 
 
-@dataclass(frozen=True)
-class NormalizedScores:
-    """Scores in percent: 0 is the random policy, 100 is SAC.
-
-    Args:
-        per_task: scores by task, averaged over seeds.
-        mean, median: over the tasks.
-    """
-
-    per_task: dict[str, float]
-    mean: float
-    median: float
-
-
 def normalized_score(score: ArrayLike, random: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:
     """``(score - random) / (reference - random)``: 0 is the random policy, 1 the reference.
 
@@ -200,51 +186,6 @@ def normalized_score(score: ArrayLike, random: ArrayLike, reference: ArrayLike) 
             f"reference must be above random, got reference={reference[low][0]:g} with random={random[low][0]:g}."
         )
     return (score - random) / (reference - random)
-
-
-def sac_normalized_scores(
-    scores: Mapping[str, ArrayLike], random: Mapping[str, float], sac: Mapping[str, float]
-) -> NormalizedScores:
-    """``100 (score - random) / (sac - random)`` per task, averaged over seeds; mean and median over tasks.
-
-    Source: Vieillard et al. 2021 (Implicitly regularized RL with implicit Q-values) compare IQ and M-IQ on this scale,
-    with SAC's best score within 20M frames as the reference.
-
-    Args:
-        scores: returns ``[seeds]``, or one number, by task.
-        random: the random policy's return by task; tasks not in ``scores`` are ignored.
-        sac: SAC's return by task, for instance ``sac_returns()[3_200_000]``; other tasks are ignored, too.
-
-    Raises:
-        ValueError: no task, a task without seeds or without a reference, a value that is not a finite number, or
-            SAC not above random.
-
-    >>> random, sac = {"hopper": 20.0, "ant": -50.0}, {"hopper": 3020.0, "ant": 4950.0}
-    >>> sac_normalized_scores({"hopper": [3020.0, 1520.0], "ant": [4950.0, 4950.0]}, random, sac)
-    NormalizedScores(per_task={'hopper': 75.0, 'ant': 100.0}, mean=87.5, median=87.5)
-    """
-    if not scores:
-        raise ValueError("scores must name at least one task, got none.")
-    for name, given in (("random", random), ("sac", sac)):
-        if missing := ", ".join(sorted(set(scores) - set(given))):
-            known = ", ".join(sorted(given)) or "none"
-            raise ValueError(f"{name} must hold every task of scores, got none for {missing}; it has {known}.")
-    per_task = {task: _percent(task, returns, random[task], sac[task]) for task, returns in scores.items()}
-    values = list(per_task.values())
-    return NormalizedScores(per_task, mean=float(np.mean(values)), median=float(np.median(values)))
-
-
-def _percent(task: str, returns: ArrayLike, random: float, sac: float) -> float:
-    # Named by task for the error message.
-    score = np.atleast_1d(_finite(f"scores[{task!r}]", returns))
-    if score.ndim != 1 or score.size == 0:
-        raise ValueError(f"scores[{task!r}] must be one return per seed, got an array of shape {score.shape}.")
-    low, high = _finite(f"random[{task!r}]", random), _finite(f"sac[{task!r}]", sac)
-    if low.ndim or high.ndim:
-        raise ValueError(f"random[{task!r}] and sac[{task!r}] must be single numbers, got {random!r} and {sac!r}.")
-    if high <= low:
-        raise ValueError(f"sac[{task!r}] must be above random[{task!r}], got {high:g} with random {low:g}.")
-    return 100 * float(np.mean(normalized_score(score, low, high)))
 
 
 def _finite(name: str, values: ArrayLike) -> NDArray[np.float64]:

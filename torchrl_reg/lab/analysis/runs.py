@@ -361,8 +361,8 @@ def read_run(folder: Path, config: dict[str, Any] | None = None) -> RunRecord:
     config = with_targets(flat(read_yaml(folder / "config.yaml"))) if config is None else config
     config = {printable(str(key)): _printable(value) for key, value in config.items()}
     starts = (read_json(folder / "provenance.json") or {}).get("starts")
-    if "env.name" not in config or "run.seed" not in config:
-        raise UserError(f"{folder}/config.yaml must be that of a run, with env.name and run.seed, got neither.")
+    if missing := [name for name in ("env.name", "run.seed") if name not in config]:
+        raise UserError(f"{folder}/config.yaml must be that of a run, got no {' and no '.join(missing)} in it.")
     seed = config["run.seed"]
     if not isinstance(seed, int):
         raise UserError(f"{folder}/config.yaml must have an integer run.seed, got {str(seed)[:40]!r}.")

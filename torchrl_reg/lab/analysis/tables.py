@@ -249,21 +249,22 @@ def differences(
     """
     found: dict[str, Difference] = {}
     ps: list[float] = []
-    capped = set()
+    capped: dict[str, float] = {}  # the difference of shares, which may have another sign than that of means
     for method, values in methods.items():
         shares = [(at_cap(env, of), len(of)) for of in (values, baseline)]
         found[method] = welch(Sample.from_scores(values), Sample.from_scores(baseline))
         if any(share for share, _ in shares):
-            capped.add(method)
             counts = [(round(share.value * seeds) if share else 0, seeds) for share, seeds in shares]
+            capped[method] = counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1]
             ps.append(fisher(*counts))
         else:
             ps.append(found[method].p)
     texts: dict[str, tuple[Estimate | float, str]] = {}
     for (method, each), p in zip(found.items(), holm(ps), strict=True):
-        if method in capped or math.isnan(each.error):
-            word = verdict(each, p).word
-            texts[method] = (each.value, word)
+        if method in capped:
+            texts[method] = (each.value, "undecided" if p >= 0.05 else "above" if capped[method] > 0 else "below")
+        elif math.isnan(each.error):
+            texts[method] = (each.value, verdict(each, p).word)
         else:
             texts[method] = (each.interval, str(verdict(each, p, margin)))
     return texts

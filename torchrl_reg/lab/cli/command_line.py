@@ -27,11 +27,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from torchrl_reg.lab.analysis.documents import read_json
 from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import typed_words
 from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, options_first, quoted_overrides
 from torchrl_reg.lab.cli.sentences import sentence
-from torchrl_reg.lab.errors import Interrupted, stop_behind, user_sentence
+from torchrl_reg.lab.errors import Interrupted, UserError, stop_behind, user_sentence
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.lab.run.settings import RecipeConfig, validate
 from torchrl_reg.lab.run.stop import STOP
@@ -119,7 +120,7 @@ class _CommandLine:
         self.words = sys.argv[1:]
         with self._sentences():
             if self.words == ["--check"]:
-                return self._check(json.load(sys.stdin))
+                return self._check(_command_lines(sys.stdin.read()))
             sys.argv[1:] = options_first(quoted_overrides(self.words, self.config_class))
             if {"--help", "-h"} & set(self.words):
                 composed = self._composed([word for word in sys.argv[1:] if not word.startswith("-")])
@@ -193,10 +194,11 @@ class _CommandLine:
             configs = [_with_seed(config, seed, parent) for seed in config.run.seeds]
         folders = [RunFolder(config) for config in configs]
         done = [folder for folder in folders if folder.is_done]
+        for folder in done:  # before the others train for hours
+            folder.check_done()
         if unfinished := [folder.config for folder in folders if folder not in done]:
             train_seeds(self.train, unfinished)
         for folder in done:
-            folder.check_done()
             print(f"already finished: {folder.path}", flush=True)
         objectives = [value for value in map(_objective, configs) if value is not None]
         return sum(objectives) / len(objectives) if len(objectives) == len(configs) else None
@@ -240,6 +242,16 @@ def _with_seed(config: RecipeConfig, seed: int, parent: Path) -> RecipeConfig:
 
 def _objective(config: RecipeConfig) -> float | None:
     """``config.objective`` of the last evaluation; None for a study without evaluations."""
-    done = Path(str(config.run.dir)) / "done.json"
-    evaluation = json.loads(done.read_text())["evaluation"] if done.exists() else None
+    evaluation = (read_json(Path(str(config.run.dir)) / "done.json") or {}).get("evaluation")
     return (evaluation or {}).get(config.objective)
+
+
+def _command_lines(text: str) -> list[Any]:
+    """Those of ``--check``, as JSON."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise UserError(f"--check must be given a JSON list of command lines on stdin, got {text[:40]!r}.")
+    return found

@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from torchrl_reg.lab.agents.saved import read_policy
     from torchrl_reg.lab.run.evaluation import episode_returns
-    from torchrl_reg.lab.run.streams import set_up_cpu
+    from torchrl_reg.lab.run.streams import named_device, set_up_cpu
 
-    device = checked_device(arguments.device)
+    device = str(named_device(arguments.device, "--device"))
     saved = read_policy(arguments.run_folder, device=device, trust=arguments.trust)
     facts = saved.facts.get("run", {})
     row = saved.facts.get("evaluation", {})
@@ -87,21 +87,6 @@ def checked_seed(seed: int) -> int:
     if not 0 <= seed < 1 << 63:
         raise UserError(f"--seed must be >= 0 and below 2**63, got {seed}.")
     return seed
-
-
-def checked_device(name: str) -> str:
-    """``name`` if it is a device of this machine.
-
-    Raises:
-        UserError: it is not.
-    """
-    import torch
-
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
-        raise UserError(f"--device must be a device of this machine, got {name!r}.") from None
-    return name
 
 
 def _print_summary(mode: str, returns: Tensor) -> dict[str, float]:

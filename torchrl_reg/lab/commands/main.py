@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"torchrl-reg: {printable(sentence)}", file=sys.stderr)
         return 1
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        print(f"torchrl-reg: {error.filename} cannot be read or written: {error.strerror}.", file=sys.stderr)
+        return 1
     except BrokenPipeError:
         # The reader (head, less) has exited; flushing the buffer at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchrl_reg.lab.commands.evaluate import MODES, add_trust, checked_device, checked_seed
+from torchrl_reg.lab.commands.evaluate import MODES, add_trust, checked_seed
 from torchrl_reg.lab.errors import UserError
 
 
@@ -40,9 +40,12 @@ def run(arguments: argparse.Namespace) -> int:
     from torchrl_reg.lab.agents.pictures import has_display
     from torchrl_reg.lab.agents.saved import read_policy
     from torchrl_reg.lab.agents.video import show_in_window, write_video
+    from torchrl_reg.lab.run.streams import named_device
 
     checked_seed(arguments.seed)
-    saved = read_policy(arguments.run_folder, device=checked_device(arguments.device), trust=arguments.trust)
+    saved = read_policy(
+        arguments.run_folder, device=str(named_device(arguments.device, "--device")), trust=arguments.trust
+    )
     frames = episode_frames(
         saved,
         seed=arguments.seed,

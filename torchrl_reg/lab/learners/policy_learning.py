@@ -40,14 +40,6 @@ class PolicyLearning(Learning):
     collect_steps: int = 4  # steps of each between two rounds of updates
     reward_scale: float = 1.0  # of the rewards that are learnt from; reported returns stay raw
 
-    def validate(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: a value out of range.
-        """
-        super().validate()
-
 
 class _RandomUntilLearning(nn.Module):
     """``policy``, with uniformly random actions while ``is_early()``."""

@@ -48,15 +48,17 @@ def make_replay(
     Raises:
         UserError: a capacity below a minibatch or two stacks per environment, or other than that of the storage.
     """
-    require(capacity >= batch_size, "replay capacity", f"at least {batch_size}", capacity)
+    require(capacity >= batch_size, "algo.replay_capacity", f"at least {batch_size}", capacity)
     if frame_stack > 1:
         minimum = 2 * frame_stack * num_envs
-        require(capacity >= minimum, "replay capacity", f"at least 2 * frame_stack * num_envs = {minimum}", capacity)
+        require(
+            capacity >= minimum, "algo.replay_capacity", f"at least 2 * frame_stack * num_envs = {minimum}", capacity
+        )
         capacity -= capacity % num_envs
         storage = FrameStackStorage(capacity, stack=frame_stack, num_envs=num_envs, device=device)
     elif storage is None:
         storage = TransitionStorage(capacity, device=device)
-    require(storage.max_size == capacity, "replay capacity", f"that of its storage, {storage.max_size}", capacity)
+    require(storage.max_size == capacity, "algo.replay_capacity", f"that of its storage, {storage.max_size}", capacity)
     return TensorDictReplayBuffer(
         storage=storage,
         sampler=sampler,

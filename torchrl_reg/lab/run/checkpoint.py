@@ -340,11 +340,15 @@ class Resumption:
         components |= {"run": run, "environments": environments, "generators": GeneratorStates(**named)}
         self.checkpoints = CheckpointFolder(folder, components, chunks)
 
-    def load(self) -> bool:
-        """Loads the newest checkpoint (with several seeds, the newest they share); False without one."""
+    def load(self, processes: tuple[Any, ...] = ()) -> bool:
+        """Loads the newest checkpoint; False without one.
+
+        Seeds that have always run together (in the same ``processes``) load the newest they share.
+        """
         worker = current_worker()
         if worker is not None:
-            self.checkpoints.go_back(worker.barrier("resume", self.checkpoints.frames(), _newest_of_all))
+            found = (processes, self.checkpoints.frames())
+            self.checkpoints.go_back(worker.barrier("resume", found, _newest_of_all))
         resumed = self.checkpoints.load_latest() is not None
         if worker is not None:
             worker.prepare()
@@ -411,7 +415,13 @@ def wait_for_all_seeds() -> None:
         worker.barrier("checkpoint", None, list)
 
 
-def _newest_of_all(frames: Sequence[set[int]]) -> list[int]:
-    """The newest frames that all seeds have; without common ones (a seed failed long ago), the newest of each."""
-    common = max(set.intersection(*frames), default=None)
-    return [max(each) if common is None else common for each in frames]
+def _newest_of_all(found: Sequence[tuple[tuple[Any, ...], set[int]]]) -> list[int]:
+    """By seed, the newest frames that all with the same processes have; without common ones, its own newest.
+
+    A seed that joins others later must not take them back to frame 0, nor one that failed long ago.
+    """
+    together: dict[tuple[Any, ...], list[set[int]]] = {}
+    for processes, frames in found:
+        together.setdefault(processes, []).append(frames)
+    common = {processes: set.intersection(*of) for processes, of in together.items()}
+    return [max(common[processes] or frames) for processes, frames in found]

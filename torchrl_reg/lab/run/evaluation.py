@@ -24,7 +24,7 @@ from torchrl_reg.lab.agents.panel import episode_frames, frames_per_second
 from torchrl_reg.lab.agents.pictures import draw_without_display
 from torchrl_reg.lab.agents.saved import POLICY_FILE, check_finite, outermost_module, policy_bytes, read_policy
 from torchrl_reg.lab.agents.video import write_video
-from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.errors import UserError, first_line
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.metrics import json_row, strip_wall_clock
@@ -257,6 +257,6 @@ class Evaluator:
                 saved = read_policy(self._path / POLICY_FILE, trust=self._file.modules)
                 shown = episode_frames(saved, seed=seed, max_steps=MAX_FILM_STEPS)
                 write_video(self._path / "videos" / f"{frames:012d}.gif", shown, frames_per_second(saved))
-        except UserError as error:
+        except Exception as error:  # a film must not end a run
             self._films = False
-            self._logger.say(f"no videos: {error}")
+            self._logger.say(f"no videos: {error if isinstance(error, UserError) else first_line(error)}")

@@ -212,5 +212,7 @@ def _open_views(names: Sequence[str], path: Path) -> list[Logger]:
         (path / name).mkdir(parents=True, exist_ok=True)
         shown_as = path.name if name == "wandb" else name
         ours = {"id": identity, "project": "torchrl_reg"}
+        if name == "wandb":
+            ours["reinit"] = "create_new"  # else W&B gives all seeds of a process one run
         views.append(cast("Logger", get_logger(name, str(path), shown_as, wandb_kwargs=ours)))  # type: ignore[arg-type]
     return views

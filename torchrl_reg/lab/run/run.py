@@ -18,7 +18,7 @@ from torchrl_reg.collectors import OverlappedCollector
 from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
 from torchrl_reg.lab.run.base_run import BaseRun
-from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint, wait_for_all_seeds
+from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint
 from torchrl_reg.lab.run.divergence import ValueWatch, warn
 from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
 from torchrl_reg.lab.run.settings import RecipeConfig
@@ -145,7 +145,7 @@ class Run(BaseRun):
         collector, self._ahead = (make(policy) if ahead is None else ahead.collector), ahead
         self._resumption = Resumption(self, self._logger, self._parts, replay, EnvironmentState(collector))
         self._folder.open(self.device)
-        resumed = self._resumption.load()
+        resumed = self._resumption.load(self._folder.processes)
         self._logger.start(total_frames, self.frames)
         self._announce(resumed)
         try:
@@ -171,7 +171,8 @@ class Run(BaseRun):
             self._stop_frame = worker.shared("stop", StopFrame)
         while True:
             # Not while a batch is being collected: the state of the environments cannot be stored then.
-            if self._stop_frame.is_reached(self.frames) and (ahead is None or ahead.stands_still):
+            can_stop = ahead is None or ahead.stands_still
+            if self._stop_frame.is_reached(self.frames, frames_per_batch, worker, can_stop=can_stop):
                 self._stop()
             if self.frames >= total_frames:
                 return
@@ -218,10 +219,14 @@ class Run(BaseRun):
         folder = resumption.checkpoints.folder
         if last_checkpoint(folder) < self.frames:
             resumption.save(self.frames)
+        worker = current_worker()
+        stopped: set[int] = set() if worker is None else worker.shared("stopped", set)
         if last_checkpoint(folder) == self.frames > 0:
-            message = f"stopped at frame {self.frames:,} with a checkpoint; the same command continues there"
-            STOP.notice = partial(str, message)
-        wait_for_all_seeds()  # the first one that raises ends all
+            stopped.add(self.frames)
+            where = " and ".join(f"frame {frames:,}" for frames in sorted(stopped))
+            STOP.notice = partial(str, f"stopped at {where} with a checkpoint; the same command continues there")
+        if worker is not None:  # the first one that raises ends all
+            worker.barrier("stop", None, list, last=True)
         raise STOP.requested
 
     def every(self, frames: int, call: Callable[[], object]) -> None:

@@ -85,6 +85,8 @@ class RunFolder:
         write_atomically(self.path / "command.txt", command() + "\n")
         (self.path / FAILED).unlink(missing_ok=True)  # from an earlier start
         starts = self._earlier_starts()
+        #: The processes that began or continued this run before, the same for seeds that have always run together.
+        self.processes = tuple((start.get("host"), start.get("process")) for start in starts)
         starts.append(provenance(device, type(self.config)))
         write_atomically(self.path / "provenance.json", json.dumps({"starts": starts}, indent=2) + "\n")
         resumes = len(starts) > 1 and any(self.path.glob("checkpoints/checkpoint-*"))
@@ -118,11 +120,11 @@ class RunFolder:
         path = self.path / "provenance.json"
         try:
             starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+            return [start for start in starts if isinstance(start, dict)]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}): delete it and run the same command to continue."
             ) from None
-        return [start for start in starts if isinstance(start, dict)]
 
     def _check_settings(self) -> None:
         saved = self.path / "config.yaml"

@@ -35,15 +35,23 @@ STOP = Stop()
 
 
 class StopFrame:
-    """The frame at which all seeds of a process stop; they pass the same frames, but not at the same time."""
+    """Decides where the seeds of a process stop: those side by side at one frame, a lagging one at its own next.
+
+    Seeds that run together pass the same frames, but not at the same time.
+    """
 
     def __init__(self) -> None:
-        self._passed, self._frames = -1, -1
+        #: The last frame that each seed has gone on from.
+        self._passed: dict[object, int] = {}
 
-    def is_reached(self, frames: int) -> bool:
-        """True from the first frame that no seed had passed when the signal arrived."""
-        if self._frames < 0 and STOP.requested is None:
-            self._passed = max(self._passed, frames)
-        elif self._frames < 0 and frames > self._passed:
-            self._frames = frames
-        return 0 <= self._frames <= frames
+    def is_reached(self, frames: int, frames_per_batch: int, seed: object = None, *, can_stop: bool = True) -> bool:
+        """True at the first frame after the signal from which no seed within a batch of ``seed`` has gone on.
+
+        A seed that cannot stop there goes on.
+        """
+        others = (passed for other, passed in self._passed.items() if other is not seed)
+        ahead = any(frames <= passed <= frames + frames_per_batch for passed in others)
+        if STOP.requested is not None and can_stop and not ahead:
+            return True
+        self._passed[seed] = frames
+        return False

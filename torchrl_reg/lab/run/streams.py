@@ -49,7 +49,7 @@ def forked_generators(seed: int) -> Iterator[None]:
             random.setstate(python_state)
 
 
-def named_device(name: str) -> torch.device:
+def named_device(name: str, setting: str = "run.device") -> torch.device:
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:<n>``.
 
     Raises:
@@ -58,12 +58,12 @@ def named_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     # torch accepts more names; tensors of some (meta) hold no numbers.
-    require(bool(re.fullmatch(r"cpu|cuda(:\d+)?", name)), "run.device", "auto, cpu, cuda or cuda:<n>", name)
+    require(bool(re.fullmatch(r"cpu|cuda(:\d+)?", name)), setting, "auto, cpu, cuda or cuda:<n>", name)
     kind, _, index = name.partition(":")
     count = torch.cuda.device_count()
     if kind == "cuda" and int(index or 0) >= count:
         shown = f"only {count}" if count else "none"
-        raise UserError(f"run.device={name} needs a CUDA device, got {shown} on this machine.")
+        raise UserError(f"{setting}={name} needs a CUDA device, got {shown} on this machine.")
     # With its index, as tensors report it: "cuda" and "cuda:0" compare unequal.
     return torch.empty(0, device=name).device
 

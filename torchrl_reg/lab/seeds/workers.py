@@ -26,6 +26,7 @@ class _Barrier(NamedTuple):
     value: Any
     compute: Callable[[list[Any]], Sequence[Any]]
     reentrant: bool
+    last: bool
 
 
 class Worker(greenlet):
@@ -69,15 +70,22 @@ class Worker(greenlet):
         return shared[name]
 
     def barrier(
-        self, kind: Hashable, value: T, compute: Callable[[list[T]], Sequence[Any]], *, reentrant: bool = False
+        self,
+        kind: Hashable,
+        value: T,
+        compute: Callable[[list[T]], Sequence[Any]],
+        *,
+        reentrant: bool = False,
+        last: bool = False,
     ) -> Any:
         """Waits for the others; ``compute`` gets the values of the workers at the same ``kind``, by worker number.
 
         Returns this worker's element of the result; an exception of ``compute`` is raised in each of these workers.
         A ``reentrant`` barrier, passed several times between two others, opens first, while some workers already wait
-        at another. After one, Python's ``random`` may hold another worker's state until the next other barrier.
+        at another; one that is ``last`` opens when all workers wait there. After a reentrant one, Python's ``random``
+        may hold another worker's state until the next other barrier.
         """
-        self.waits_at = _Barrier(kind, value, compute, reentrant)
+        self.waits_at = _Barrier(kind, value, compute, reentrant, last)
         following = self._workers.next_after(self)
         if following is not self:
             self._generators.save()
@@ -162,7 +170,7 @@ class Workers:
     def _open_barrier(self) -> None:
         """Computes for the workers at one barrier: a reentrant one if there is any, so that all reach the others."""
         waiting = [(worker, worker.waits_at) for worker in self.workers if worker.waits_at is not None]
-        first = next((barrier for _, barrier in waiting if barrier.reentrant), waiting[0][1])
+        first = min((barrier for _, barrier in waiting), key=lambda barrier: barrier.last - barrier.reentrant)
         group = [(worker, barrier.value) for worker, barrier in waiting if barrier.kind == first.kind]
         failure, results = None, [None] * len(group)
         try:
