@@ -79,7 +79,7 @@ def train(cfg: Config) -> Path:
     # The loop
     skip, limit = frames_per_step(cfg.env), cfg.env.max_episode_frames or 0
     with Study(cfg, episodes * limit) as study:
-        decisions = (study.kept("decisions") or {"decisions": []})["decisions"]
+        decisions = (study.load("decisions") or {"decisions": []})["decisions"]
         state = model.reset(episodes, stream_seed(cfg.run.seed, "train_env"))
         returns, running = torch.zeros(episodes, dtype=torch.float64), torch.arange(episodes)
         saved_at = logged_at = 0
@@ -104,7 +104,7 @@ def train(cfg: Config) -> Path:
                 study.log("act", decision=decision + 1, **columns)
             if study.frames - saved_at >= (cfg.run.checkpoint_every_frames or 200) and decision + 1 == len(decisions):
                 saved_at = study.frames
-                study.keep("decisions", {"decisions": decisions})
+                study.store("decisions", {"decisions": decisions})
             if len(running) == 0:
                 break
         spread = {"return_greedy_std": returns.std(correction=0).item(), "episodes": episodes}

@@ -31,7 +31,7 @@ from torchrl_reg.modules import BoltzmannQActor, PriorEGreedyModule
 WIDTH = 260  # pixels of the panel
 _MARGIN, _LINE, _NAME, _VALUE = 12, 19, 85, 52
 _INK, _FAINT, _PAPER, _CHOSEN, _OTHER = (40, 40, 45), (120, 120, 125), (250, 250, 247), (215, 95, 30), (120, 160, 190)
-_MOST = 18  # actions shown
+_MAX_ACTIONS_SHOWN = 18  # actions shown
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ class Panel:
             yield from self._q_values(moment.q, int(moment.action))
         else:
             yield _Row("action")
-            for index, value in enumerate(moment.action.reshape(-1).tolist()[:_MOST]):
+            for index, value in enumerate(moment.action.reshape(-1).tolist()[:_MAX_ACTIONS_SHOWN]):
                 at = 0.5 + 0.5 * float(np.clip(value, -1, 1))
                 yield _Row(str(index), _CHOSEN, min(at, 0.5), max(at, 0.5), f"{value:.3g}")
 
     def _q_values(self, q: Tensor, chosen: int) -> Iterator[_Row]:
         low, high = self._q_range
         yield _Row("q(s, a)")
-        for index, value in enumerate(q.tolist()[:_MOST]):
+        for index, value in enumerate(q.tolist()[:_MAX_ACTIONS_SHOWN]):
             share = float(np.clip((value - low) / max(high - low, 1e-9), 0, 1))
             ink, colour = (_CHOSEN, _CHOSEN) if index == chosen else (_INK, _OTHER)
             yield _Row(self._actions[index][:12], ink, 0.0, share, f"{value:.3g}", colour)

@@ -1,4 +1,4 @@
-"""What an environment looks like: an RGB picture of each state, without a display.
+"""RGB pictures of the states of an environment, without a display.
 
 gymnasium draws what it can (``rgb_array``): classic control, LunarLander, MuJoCo, Adroit, any id. MinAtar, Atari and
 gridworlds, which have no such drawing, are drawn from what the policy sees. Pictures are uint8 ``[H, W, 3]``.
@@ -40,7 +40,7 @@ _MINATAR_ACTIONS = ("noop", "left", "up", "right", "down", "fire")
 
 
 def camera(settings: EnvSettings, env: EnvBase) -> Camera:
-    """What takes pictures of ``env``, one environment built from ``settings``.
+    """The function that takes pictures of ``env``, one environment built from ``settings``.
 
     Raises:
         UserError: there is no way to draw this environment.
@@ -61,7 +61,7 @@ def camera(settings: EnvSettings, env: EnvBase) -> Camera:
 
 
 def action_names(settings: EnvSettings, env: EnvBase) -> tuple[str, ...]:
-    """What each action of ``env`` does, or its number; empty for a box."""
+    """The name of each action of ``env``, or its number; empty for a box."""
     count = getattr(env.full_action_spec_unbatched["action"].space, "n", 0)
     names = _ACTIONS.get(settings.name, ())
     if settings.name == "minatar":
@@ -80,7 +80,7 @@ def draw_without_display() -> None:
 
 
 def has_display() -> bool:
-    """Whether a window could be opened."""
+    """True if a window could be opened."""
     return os.name == "nt" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 

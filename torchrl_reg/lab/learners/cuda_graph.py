@@ -70,7 +70,7 @@ class CudaGraph:
 
 
 def capture(function: Callable[[], list[Tensor]], device: torch.device) -> tuple[Callable[[], None], list[Tensor]]:
-    """What repeats ``function`` on ``device``, and where it leaves its results."""
+    """Captures ``function`` on ``device``; returns the replay, and the tensors of its results."""
     with torch.cuda.device(device):
         before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
         stream.wait_stream(before)

@@ -23,7 +23,7 @@ from torchrl_reg.lab.learners.update import make_update
 from torchrl_reg.lab.run.divergence import warn
 from torchrl_reg.lab.run.evaluation import Policy
 from torchrl_reg.lab.run.run import Run
-from torchrl_reg.lab.run.settings import MOST_ENVS
+from torchrl_reg.lab.run.settings import MAX_ENVS
 
 _POSITIVE = (
     *("total_frames", "learning_rate", "batch_size", "update_every_frames"),
@@ -39,7 +39,7 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("max_grad_norm",), "> 0, or null", lambda value: value > 0),
     (("gamma", "eps_start", "eps_end", "rms_decay", *_EXPONENTS), "in [0, 1]", lambda value: 0 <= value <= 1),
     (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
-    (("num_envs",), f"<= {MOST_ENVS:,}", lambda value: value <= MOST_ENVS),
+    (("num_envs",), f"<= {MAX_ENVS:,}", lambda value: value <= MAX_ENVS),
     (("optimizer",), f"one of {OPTIMIZERS}", lambda value: value in OPTIMIZERS),
     (("loss_function",), f"one of {_LOSSES}", lambda value: value in _LOSSES),
 )

@@ -224,7 +224,7 @@ class CapturedStep:
         return [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def settings(self) -> list[Any]:
-        """What a graph holds fixed: all others of a group."""
+        """The settings of a group that a graph holds fixed: all others."""
         return [
             [len(group["params"]), *(value for name, value in group.items() if name not in ("params", "lr"))]
             for group in self._optimizer.param_groups

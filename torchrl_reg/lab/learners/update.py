@@ -227,7 +227,7 @@ def _where_possible(
     loss: Any,
     *,
     required: bool,
-    said: str = "run.compile: updates are not compiled",
+    message: str = "run.compile: updates are not compiled",
     report: Report = lambda _: None,
 ) -> Call:
     """``in_graph``, or ``eager`` from the first call on that has no graph, with a message."""
@@ -244,7 +244,7 @@ def _where_possible(
             except failures as error:
                 failed = True
                 report(False)
-                print(f"{said}: {first_line(error)}", file=sys.stderr, flush=True)
+                print(f"{message}: {first_line(error)}", file=sys.stderr, flush=True)
         return eager(minibatch)
 
     return call  # type: ignore[return-value]
@@ -322,8 +322,8 @@ def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf
             raise NoGraphError("the optimizer has hooks, or a scheduler of PyTorch, which count its steps on the host")
         return graphs(minibatch)[0]
 
-    said = "run.cudagraphs: updates are not captured"
-    return _where_possible(in_graph, whole, loss, said=said, required=True)
+    message = "run.cudagraphs: updates are not captured"
+    return _where_possible(in_graph, whole, loss, message=message, required=True)
 
 
 def _and_target(step: Update, polyak: Any) -> Update:

@@ -90,19 +90,19 @@ class Study(BaseRun):
 
     def part(self, name: str, compute: Callable[[], Mapping[str, Any]], *, frames: int = 0) -> dict[str, Any]:
         """The result of ``compute()``, cached in the folder under ``name``; advances the progress by ``frames``."""
-        found = self.kept(name)
+        found = self.load(name)
         if found is None:
             found = dict(compute())
-            self.keep(name, found)
+            self.store(name, found)
         self.advance(frames)
         return found
 
-    def kept(self, name: str) -> dict[str, Any] | None:
+    def load(self, name: str) -> dict[str, Any] | None:
         """The content stored under ``name``, or None."""
         path = self._part(name)
         return json.loads(path.read_text()) if path.exists() else None
 
-    def keep(self, name: str, content: Mapping[str, Any]) -> None:
+    def store(self, name: str, content: Mapping[str, Any]) -> None:
         """Stores ``content`` under ``name``, replacing what was there."""
         write_atomically(self._part(name), json.dumps(content))
 

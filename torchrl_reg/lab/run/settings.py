@@ -17,7 +17,7 @@ COLLECTORS = ("fast", "torchrl")
 LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
 #: Environments stepped together: building millions of them would take hours before anything fails.
-MOST_ENVS = 100_000
+MAX_ENVS = 100_000
 #: CPU threads: torch kills the process without a message where the system allows fewer.
 MAX_THREADS = 1_024
 
@@ -67,8 +67,8 @@ class RunSettings:
             value = getattr(self, name)
             require(value is None or value >= 1, f"run.{name}", "at least 1, or null", value)
         require(self.threads <= MAX_THREADS, "run.threads", f"at most {MAX_THREADS:,}", self.threads)
-        evaluable = 1 <= self.eval_episodes <= MOST_ENVS  # side by side
-        require(evaluable, "run.eval_episodes", f"from 1 to {MOST_ENVS:,}", self.eval_episodes)
+        evaluable = 1 <= self.eval_episodes <= MAX_ENVS  # side by side
+        require(evaluable, "run.eval_episodes", f"from 1 to {MAX_ENVS:,}", self.eval_episodes)
         require(self.on_nan in ON_NAN, "run.on_nan", f"one of {', '.join(ON_NAN)}", self.on_nan)
         require(self.collector in COLLECTORS, "run.collector", f"one of {', '.join(COLLECTORS)}", self.collector)
         for logger in self.loggers:
