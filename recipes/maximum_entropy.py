@@ -168,6 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if problems < 1 or not 0 < tau < math.inf or not 0 < beta_scale < math.inf:
         got = f"{problems}, {tau}, {beta_scale}"
         parser.error(f"--problems must be >= 1, --tau and --beta-scale finite and > 0, got {got}")
+    try:  # before the work
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written, got {chosen.out}: {error.strerror}")
     torch.set_num_threads(1)  # more are slower on tables this small
     gains, distances = improvement(problems, tau)
     soft_q, together = gradients(problems, tau)

@@ -144,6 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         trained = [read(folder) for folder in chosen.runs]
     except UserError as error:
         parser.error(str(error))
+    try:  # before the work
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out must be a file that can be written, got {chosen.out}: {error.strerror}")
     names = ("right", "left", "up", "down", "none")
     for each, ends in zip(trained, draw(trained, chosen.episodes, chosen.out), strict=True):
         for what, shares in (("episodes", ends), ("actions at the origin", directions(each, 4_000).tolist())):

@@ -168,6 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> Tour:
         parser.error(
             f"--side must be >= 2, --tau > 0 and --updates >= 1, got {chosen.side}, {chosen.tau}, {chosen.updates}"
         )
+    try:  # before the work
+        chosen.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out must be a folder that can be written, got {chosen.out}: {error.strerror}")
     torch.set_num_threads(1)  # more are slower on tables this small
     found = tour(chosen.side, chosen.tau, chosen.updates)
     print(f"1. soft value iteration: the action gaps sum to {found.q.amax(-1).sub(found.q.T).sum():.4g}")
@@ -175,7 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> Tour:
     print("3. alpha     gaps grow by     1 / (1 - alpha)")
     for alpha, factor in found.gap_growth.items():
         print(f"   {alpha:<9g} {factor:<16.4f} {1 / (1 - alpha):.4f}")
-    chosen.out.mkdir(parents=True, exist_ok=True)
     draw(found, chosen.side, chosen.tau, chosen.out / "tour.png")
     print(f"{chosen.out / 'tour.png'}")
     return found

@@ -18,7 +18,7 @@ def test_what_is_drawn_holds(load):
         assert (found[measured] <= found[bound]).all() and found[measured].max() > 0
 
 
-def test_four_figures(load, tmp_path, capsys):
+def test_four_figures(load, tmp_path, capsys, monkeypatch):
     script = load("maximum_entropy")
     script.main(["--problems", "1", "--out", str(tmp_path)])
     figures = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -28,3 +28,8 @@ def test_four_figures(load, tmp_path, capsys):
     with pytest.raises(SystemExit):
         script.main(["--tau", "0"])
     assert "--tau and --beta-scale finite and > 0, got" in capsys.readouterr().err
+    monkeypatch.setattr(script, "improvement", None)  # the folder is checked before the work
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        script.main(["--out", str(tmp_path / "file/x")])
+    assert "--out must be a folder that can be written, got" in capsys.readouterr().err

@@ -25,6 +25,9 @@ def test_the_three_stops(load, tmp_path, capsys):
     with pytest.raises(SystemExit):
         tour.main(["--tau", "0"])
     assert "--tau > 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tour.main(["--out", str(tmp_path / "tour.png/x")])
+    assert "--out must be a folder that can be written, got" in capsys.readouterr().err
 
 
 def test_the_notebook_is_the_script_and_runs(tmp_path, monkeypatch) -> None:
