@@ -80,7 +80,7 @@ def test_a_foreign_config_is_left_out_and_said_so(make_run, tmp_path: Path) -> N
     make_run("a"), (make_run("b") / "config.yaml").write_text("grid: 1")
     skipped: list[str] = []
     assert [run.path.name for run in find_runs(tmp_path, skipped=skipped)] == ["a"]
-    assert len(skipped) == 1 and "b/config.yaml must be that of a run, with env.name and run.seed" in skipped[0]
+    assert len(skipped) == 1 and "b/config.yaml must be that of a run, got no env.name and no run.seed" in skipped[0]
 
 
 def test_links_are_followed_once(make_run, tmp_path: Path) -> None:
