@@ -96,8 +96,8 @@ def sweep_status(folder: SweepFolder) -> list[RunStatus]:
         rows = last_rows(path, _TAIL_BYTES)
         frames, total = max((row["frames"] for row in rows), default=0), _total_frames(path, overrides)
         fps = [0.0, *(row["fps"] for row in rows if row.get("fps") and state == "running")][-1]
-        evaluated = [value for row in rows if row.get("event") == "eval" and (value := _return_of(row)) is not None]
-        last_return = [None, *(evaluated or [v for row in rows if (v := _return_of(row)) is not None])][-1]
+        evaluations_last = sorted(rows, key=lambda row: row["event"] == "eval")
+        last_return = [None, *(value for row in evaluations_last if (value := _return_of(row)) is not None)][-1]
         found.append(RunStatus(name, state, frames, total, fps, last_return, line, reason, own_error))
     return found
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from torchrl_reg.functional.soft import at_least_float32
+from torchrl_reg.functional.soft import at_least_float32, promoted
 
 
 def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def categorical_projection(values: Tensor, masses: Tensor, support: Tensor) -> T
         raise ValueError(f"masses must have the shape of values {tuple(values.shape)}, got {tuple(masses.shape)}.")
     if support.ndim != 1 or len(support) < 2:
         raise ValueError(f"support must be a grid [N] of at least 2 atoms, got shape {tuple(support.shape)}.")
-    dtype = torch.promote_types(torch.promote_types(values.dtype, masses.dtype), torch.float32)
-    values, masses, support = values.to(dtype), masses.to(dtype), support.to(dtype)
+    values, masses = promoted(values, masses)
+    support = support.to(values.dtype)
     last = len(support) - 1
     # Where an atom falls, in steps of the grid. An atom exactly on it gives all its mass to the lower neighbour.
     place = (values - support[0]) * (last / (support[-1] - support[0]))

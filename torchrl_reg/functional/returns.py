@@ -5,15 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchrl_reg.functional.soft import Temperature
-
-
-def promoted(*tensors: Tensor) -> list[Tensor]:
-    """``tensors`` in their common dtype, float32 at least: rewards may be integers, and half precision loses digits."""
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return [tensor.to(dtype) for tensor in tensors]
+from torchrl_reg.functional.soft import Temperature, promoted
 
 
 def lambda_return(

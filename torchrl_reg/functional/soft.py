@@ -19,6 +19,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
 
 
+def promoted(*tensors: Tensor) -> list[Tensor]:
+    """``tensors`` in their common dtype, float32 at least: rewards may be integers, and half precision loses digits."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 def temperature_and_divisor(tau: Temperature, dtype: torch.dtype) -> tuple[Temperature, Temperature]:
     """``tau`` and ``max(tau, smallest normal number of dtype)``, safe to divide by at ``tau = 0``.
 

@@ -130,10 +130,14 @@ class FullPrecision(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
+        return _in_full_precision(super().forward, x, self.weight.dtype)
+
+
+def _in_full_precision(function: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype) -> Tensor:
+    if not torch.is_autocast_enabled(x.device.type):
+        return function(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x.to(dtype))
 
 
 class StackedOutputLinear(FullPrecision, StackedLinear):
@@ -141,8 +145,7 @@ class StackedOutputLinear(FullPrecision, StackedLinear):
 
     @staticmethod
     def of_one(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(weight.dtype), weight, bias)
+        return _in_full_precision(partial(F.linear, weight=weight, bias=bias), x, weight.dtype)
 
 
 class OutputLinear(FullPrecision):

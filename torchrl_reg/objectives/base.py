@@ -545,10 +545,11 @@ def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     if hasattr(loss, "action_space"):
         _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows)
         _check_range(action, loss.action_space, getattr(loss, "value_network", None))
-    if "actor_network" in loss._network_names and not action.is_floating_point():
-        _check_discrete_policy(action, loss.actor_network, keys.action, tensordict.batch_dims)
-    if "actor_network" in loss._network_names and action.is_floating_point():
-        _check_box(action, loss.actor_network, keys.action)
+    if "actor_network" in loss._network_names:
+        if action.is_floating_point():
+            _check_box(action, loss.actor_network, keys.action)
+        else:
+            _check_discrete_policy(action, loss.actor_network, keys.action, tensordict.batch_dims)
 
 
 def _check_entries(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:

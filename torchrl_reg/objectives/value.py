@@ -19,8 +19,8 @@ from torchrl.objectives.utils import register_value_estimator
 from torchrl.objectives.value import ValueEstimatorBase
 
 from torchrl_reg.compat import fast_get, find_action_space
-from torchrl_reg.functional.returns import lambda_return, promoted, q_lambda_return
-from torchrl_reg.functional.soft import action_index, gather_action
+from torchrl_reg.functional.returns import lambda_return, q_lambda_return
+from torchrl_reg.functional.soft import action_index, gather_action, promoted
 from torchrl_reg.objectives.binding import action_values, inner_module
 from torchrl_reg.objectives.heads import ExpectedValue, Head, Target, TargetOutputs
 from torchrl_reg.objectives.shaping import Munchausen, Shaping

@@ -355,10 +355,9 @@ def _pqn_same_rate(claim: Claim, rows: Rows) -> Finding:
     """Returns over those of the same form of PQN without the regularizer, at the same learning rate."""
     experiment = {**claim["experiment"], "judge": claim["experiment"]["regularized"]}
     regularized = {**claim, "arms": list(claim["over"]), "experiment": experiment}
-    for part in (claim, regularized):
-        if fresh_scores(part, rows) is None:
-            return _not_run(part, rows)
-    plain, scores = fresh_scores(claim, rows) or {}, fresh_scores(regularized, rows) or {}
+    plain, scores = fresh_scores(claim, rows), fresh_scores(regularized, rows)
+    if plain is None or scores is None:
+        return _not_run(claim if plain is None else regularized, rows)
     found = _over_plain({arm: (scores[arm], plain[of]) for arm, of in claim["over"].items()})
     return Finding(_of_arms(word for word, _ in found.values()), f"IQM over PQN at the same rate: {_texts(found)}")
 

@@ -49,9 +49,9 @@ class StopFrame:
 
         A seed that cannot stop there goes on.
         """
-        others = (passed for other, passed in self._passed.items() if other is not seed)
-        ahead = any(frames <= passed <= frames + frames_per_batch for passed in others)
-        if STOP.requested is not None and can_stop and not ahead:
-            return True
+        if STOP.requested is not None and can_stop:
+            others = (passed for other, passed in self._passed.items() if other is not seed)
+            if not any(frames <= passed <= frames + frames_per_batch for passed in others):
+                return True
         self._passed[seed] = frames
         return False
