@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from torch import nn
@@ -23,8 +25,11 @@ from torchrl_reg.objectives.trainer_configs import LOSSES, loss_from_config, reg
 
 
 @pytest.fixture
-def composed(tmp_path):
+def composed(tmp_path, monkeypatch):
     """``composed(yaml, *overrides)`` -> what Hydra makes of a file that chooses one of our losses."""
+    # TorchRL's own configs, which building its trainer adds, would hold every env=gym of this process to their schema.
+    Plugins.instance()  # Hydra's own stay
+    monkeypatch.setattr(ConfigStore.instance(), "repo", copy.deepcopy(ConfigStore.instance().repo))
     register_loss_configs(ConfigStore.instance())
 
     def compose_from(yaml: str, *overrides: str) -> Any:

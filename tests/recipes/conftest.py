@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from filelock import BaseFileLock
-from hydra.core.config_store import ConfigStore
 
 from torchrl_reg.lab import read_metrics, recipe, strip_wall_clock
 from torchrl_reg.lab.cli.command_line import as_config
@@ -47,8 +46,6 @@ def load() -> Callable[[str], ModuleType]:
             spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name.removeprefix('recipes_')}.py")
             sys.modules[name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(sys.modules[name])
-        # TorchRL's trainer configs, imported by another test, hold every env=gym of this process to their schema.
-        ConfigStore.instance().repo.get("env", {}).pop("gym.yaml", None)
         return sys.modules[name]
 
     return module
