@@ -24,6 +24,7 @@ from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import with_targets
+from torchrl_reg.lab.run.settings import WITHOUT_EFFECT
 
 Row = dict[str, Any]
 #: Points of a curve, and for each curve the columns to read it from, of which the first present is used.
@@ -40,8 +41,8 @@ _ORDER = (
     *("wall_seconds", "cpu_seconds", "scores", "curve", "config"),
 )
 _VERSIONS = ("python", "torch", "torchrl", "tensordict", "numpy", "gymnasium")
-#: Overrides that do not affect the results.
-_IGNORED_OVERRIDES = ("run.dir", "run.seed", "run.seeds", "run.progress", "run.threads", "run.device", "run.loggers")
+#: Left out of a row's overrides.
+_IGNORED_OVERRIDES = WITHOUT_EFFECT | {"run.seed"}
 
 
 def digest(config: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from torchrl_reg.lab.analysis.documents import flat, open_file, read_json, read_
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import with_targets
+from torchrl_reg.lab.run.settings import WITHOUT_EFFECT
 
 #: Environment frames and values, NaN for null.
 Column = tuple[NDArray[np.int64], NDArray[np.float64]]
@@ -179,11 +180,8 @@ def finite(column: Column) -> Column:
     return frames[there], values[there]
 
 
-#: Settings that do not affect the results: folder, seed, output, threads, device.
-_NOT_SETTINGS = frozenset(
-    {"run.dir", "run.seed", "run.progress", "run.loggers", "run.on_nan"}
-    | {"run.video_every_frames", "run.log_every_frames", "run.threads", "run.device"}
-)
+#: Left out of a run's settings. Each of several seeds has ``run.seeds=null``, which digests of saved rows contain.
+_NOT_SETTINGS = WITHOUT_EFFECT - {"run.seeds"} | {"run.seed"}
 #: Returns that are read from training rows.
 TRAINING_RETURNS = ("return_last_100", "return_mean")
 #: Subfolders that hold no runs: a sweep's code, checkpoints, SLURM's files.

@@ -15,12 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from torchrl_reg.lab.cli.groups import field_types
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
+from torchrl_reg.lab.run.settings import WITHOUT_EFFECT
 
-# Overrides left out of the default folder's name: they are in its path already, or do not change what is learnt.
-_UNNAMED = (
-    *("run.dir", "run.seed", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.device", "run.threads"),
-    *("run.video_every_frames", "env"),
-)
+# Overrides left out of the default folder's name; seed and environment are in its path already.
+_UNNAMED = WITHOUT_EFFECT | {"run.seed", "env"}
 
 
 def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:

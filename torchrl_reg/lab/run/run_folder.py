@@ -23,15 +23,8 @@ from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import is_done, with_targets
 from torchrl_reg.lab.run.lock import LOCK, LockedError, acquire
 from torchrl_reg.lab.run.provenance import differences, provenance
-from torchrl_reg.lab.run.settings import RecipeConfig
+from torchrl_reg.lab.run.settings import WITHOUT_EFFECT, RecipeConfig
 
-#: Settings that may differ when a run resumes: they change only the output or (device, threads) the last digits.
-RESUMABLE = frozenset(
-    {
-        *("run.dir", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
-        *("run.device", "run.threads", "run.log_every_frames", "run.seeds"),
-    }
-)
 #: Differing settings named in an error.
 _NAMED = 6
 #: The shell command that repeats this run, where ``sys.argv`` does not.
@@ -176,11 +169,11 @@ def _as_dict_config(config: RecipeConfig | DictConfig) -> DictConfig:
 
 
 def _flat(node: object, name: str = "") -> dict[str, Any]:
-    """``{"algo.tau": 0.03, ...}`` without :data:`RESUMABLE` settings."""
+    """``{"algo.tau": 0.03, ...}`` without :data:`WITHOUT_EFFECT` settings."""
     if not name:
         node = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
     if not isinstance(node, dict) or (name and not node):
-        return {} if name in RESUMABLE else {name: node}
+        return {} if name in WITHOUT_EFFECT else {name: node}
     below = [_flat(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()]
     return {key: value for part in below for key, value in part.items()}
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 COLLECTORS = ("fast", "torchrl")
 LOGGERS = ("tensorboard", "wandb")
 ON_NAN = ("stop", "continue")
+#: Settings that change only the output or (device, threads) the last digits. A run may resume with others, and names of
+#: folders and rows of results leave them out.
+WITHOUT_EFFECT = frozenset(
+    {
+        *("run.dir", "run.seeds", "run.loggers", "run.progress", "run.on_nan", "run.video_every_frames"),
+        *("run.log_every_frames", "run.device", "run.threads"),
+    }
+)
 #: Environments stepped together: building millions of them would take hours before anything fails.
 MAX_ENVS = 100_000
 #: CPU threads: torch kills the process without a message where the system allows fewer.
