@@ -68,36 +68,7 @@ _MODULES = {
     "strip_wall_clock": "run.metrics",
     "trained_critics": "run.critics",
 }
-__all__ = [
-    "UserError",
-    "EpsilonSchedule",
-    "Learner",
-    "Learning",
-    "LinearSchedule",
-    "PolicyLearner",
-    "PolicyLearning",
-    "RecipeConfig",
-    "RolloutLearner",
-    "RolloutLearning",
-    "Run",
-    "RunSettings",
-    "StratifiedSampler",
-    "Study",
-    "ValueLearner",
-    "ValueLearning",
-    "WALL_CLOCK_COLUMNS",
-    "build",
-    "composed_critics",
-    "evaluate",
-    "make_replay",
-    "make_update",
-    "read_metrics",
-    "recipe",
-    "require",
-    "stream_seed",
-    "strip_wall_clock",
-    "trained_critics",
-]
+__all__ = list(_MODULES)
 
 
 def __dir__() -> list[str]:
