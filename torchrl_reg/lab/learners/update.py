@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -83,24 +84,9 @@ def make_update(
         compile = False
     if cudagraphs:
         require_capturable(optimizer, device)
-    # Elsewhere the counts of its steps lie on the device, and reading them would wait for it.
-    whole = compile is not False and not cudagraphs and device.type == "cpu"
-    whole = whole and current_worker() is None and TracedAdam.fits(optimizer)
-    step = _gradient_step(
-        loss, optimizer, max_grad_norm, priority_key, compile=False if whole else compile, bf16=bf16, report=report
-    )
     report(compile is not False)
-    if whole or cudagraphs:
-        polyak = target if hasattr(target, "traced_step") else None  # the others count on the host
-        target = None if polyak is not None else target
-        if cudagraphs:
-            step = _captured(step, loss, optimizer, polyak, bf16=bf16)
-        else:
-            required = bool(compile)
-            step = _one_graph(
-                step, loss, optimizer, polyak, max_grad_norm, priority_key, required=required, bf16=bf16, report=report
-            )
-
+    parts = _Parts(loss, optimizer, max_grad_norm, priority_key, bf16, report)
+    step, target = _step(parts, target, device, compile=compile, cudagraphs=cudagraphs)
     if not getattr(loss, "diagnostics", False):
         wants_diagnostics = None  # nothing to leave out
 
@@ -124,34 +110,66 @@ def make_update(
     return update
 
 
-def _gradient_step(
-    loss: LossModule,
-    optimizer: Optimizer,
-    max_grad_norm: float | None,
-    priority_key: NestedKey | None,
+@dataclass(frozen=True)
+class _Parts:
+    """What a step is made of, as :func:`make_update` gets it; with ``polyak``, a target that the step tracks itself."""
+
+    loss: Any
+    optimizer: Optimizer
+    max_grad_norm: float | None
+    priority_key: NestedKey | None
+    bf16: bool
+    report: Report
+    polyak: Any = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+
+def _step(
+    parts: _Parts,
+    target: TargetNetUpdater | None,
+    device: torch.device,
     *,
     compile: bool | None,
-    bf16: bool = False,
-    report: Report = lambda _: None,
-) -> Update:
-    """``compile=None``: compile; fall back on eager PyTorch after any error, with a message."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    make_gradients = partial(_gradients, compile=compile, bf16=bf16, report=report)
-    gradients, step_optimizer = make_gradients(loss, parameters, priority_key), OptimizerStep(optimizer)
+    cudagraphs: bool,
+) -> tuple[Update, TargetNetUpdater | None]:
+    """The step, and the ``target`` that is left to update after it.
+
+    ``compile=None``: compile; fall back on eager PyTorch after any error, with a message.
+    """
+    # On other devices the optimizer's counts lie on the device, and reading them would wait for it.
+    one_graph = compile is not False and device.type == "cpu"
+    one_graph = one_graph and current_worker() is None and TracedAdam.fits(parts.optimizer)
+    if not (cudagraphs or one_graph):
+        return _gradient_step(parts, compile=compile), target
+    if hasattr(target, "traced_step"):  # the others count on the host
+        parts, target = replace(parts, polyak=target), None
+    if cudagraphs:
+        return _captured(_gradient_step(parts, compile=compile), parts), target
+    return _one_graph(_gradient_step(parts, compile=False), parts, required=bool(compile)), target
+
+
+def _gradient_step(parts: _Parts, *, compile: bool | None) -> Update:
+    """Gradients, their clip and the optimizer's step; of several seeds in one process batched."""
+    loss, optimizer, priority_key = parts.loss, parts.optimizer, parts.priority_key
+    make_gradients = partial(_gradients, compile=compile, bf16=parts.bf16, report=parts.report)
+    gradients, step_optimizer = make_gradients(loss, parts.parameters, priority_key), OptimizerStep(optimizer)
 
     def step(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         scalars = _scalars(gradients(minibatch))
-        norm = step_optimizer(max_grad_norm)
+        norm = step_optimizer(parts.max_grad_norm)
         if norm is not None:
             scalars["grad_norm"] = norm
         # Returned, because a graph works on a copy of the minibatch.
         return scalars | _priority(minibatch, priority_key)
 
     worker = current_worker()
-    lowered = bf16 and getattr(getattr(loss, "head", None), "draws", False)  # in a dtype known only inside
+    lowered = parts.bf16 and getattr(getattr(loss, "head", None), "draws", False)  # in a dtype known only inside
     if worker is None or priority_key is not None or lowered:
         return step
-    return batched_step(worker, step, make_gradients, loss, parameters, optimizer, max_grad_norm)
+    return batched_step(worker, step, make_gradients, loss, parts.parameters, optimizer, parts.max_grad_norm)
 
 
 # ------------------------------------------------------------ gradients
@@ -257,73 +275,60 @@ def _tolerance(bf16: bool) -> float:
 # ------------------------------------------------------------ a whole update as one graph
 
 
-def _one_graph(
-    eager: Update,
-    loss: Any,
-    optimizer: Optimizer,
-    polyak: Any,
-    max_grad_norm: float | None,
-    priority_key: NestedKey | None,
-    *,
-    required: bool,
-    bf16: bool,
-    report: Report,
-) -> Update:
+def _one_graph(eager: Update, parts: _Parts, *, required: bool) -> Update:
     """``eager``, an update with a fused Adam, as one graph: losses, gradients, their clip, the step, the target's."""
-    adam = TracedAdam(optimizer)
+    adam = TracedAdam(parts.optimizer)
 
     def function(minibatch: TensorDictBase, numbers: Sequence[Tensor]) -> Results:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        losses, gradients = _losses_and_gradients(loss, parameters, minibatch, bf16)
+        losses, gradients = _losses_and_gradients(parts.loss, parts.parameters, minibatch, parts.bf16)
         scalars = _scalars(losses)
         with torch.no_grad():
-            if max_grad_norm is not None:
-                gradients, scalars["grad_norm"] = _clipped(gradients, max_grad_norm)
+            if parts.max_grad_norm is not None:
+                gradients, scalars["grad_norm"] = _clipped(gradients, parts.max_grad_norm)
             adam.step(gradients, numbers)
-            if polyak is not None:
-                polyak.traced_step(numbers[-1])
-        return scalars | _priority(minibatch, priority_key), []
+            if parts.polyak is not None:
+                parts.polyak.traced_step(numbers[-1])
+        return scalars | _priority(minibatch, parts.priority_key), []
 
-    whole = _and_target(eager, polyak)
+    whole = _and_target(eager, parts.polyak)
 
     def checked(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
         adam.check()
         return whole(minibatch)
 
-    graphs = _graphs_of(function, checked, loss, optimizer, polyak, adam, bf16=bf16)
+    graphs = _graphs_of(function, checked, parts, adam)
 
     def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        if not TracedAdam.fits(optimizer):  # a hook, say
+        if not TracedAdam.fits(parts.optimizer):  # a hook, say
             return whole(minibatch)
         return graphs(minibatch)[0]
 
-    return _where_possible(in_graph, whole, loss, report=report, required=required)
+    return _where_possible(in_graph, whole, parts.loss, report=parts.report, required=required)
 
 
-def _captured(eager: Update, loss: Any, optimizer: Optimizer, polyak: Any, *, bf16: bool) -> Update:
-    """``eager``, and the step of ``polyak``, as a CUDA graph."""
-    captured_step = CapturedStep(optimizer)
+def _captured(eager: Update, parts: _Parts) -> Update:
+    """``eager``, and the step of the target, as a CUDA graph."""
+    captured_step = CapturedStep(parts.optimizer)
 
     def function(minibatch: TensorDictBase, numbers: Sequence[Tensor]) -> Results:
         with captured_step.rates(numbers):
             scalars = eager(minibatch)
-        if polyak is not None:
-            polyak.traced_step(numbers[-1])
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None  # it is memory of this graph, which the next one does not write
+        if parts.polyak is not None:
+            parts.polyak.traced_step(numbers[-1])
+        for parameter in parts.parameters:
+            parameter.grad = None  # it is memory of this graph, which the next one does not write
         return dict(scalars), []
 
-    whole = _and_target(eager, polyak)
-    graphs = _graphs_of(function, whole, loss, optimizer, polyak, captured_step, bf16=bf16, kind=CudaGraph)
+    whole = _and_target(eager, parts.polyak)
+    graphs = _graphs_of(function, whole, parts, captured_step, kind=CudaGraph)
 
     def in_graph(minibatch: TensorDictBase) -> MutableMapping[str, Tensor]:
-        if has_step_hooks(optimizer):
+        if has_step_hooks(parts.optimizer):
             raise NoGraphError("the optimizer has hooks, or a scheduler of PyTorch, which count its steps on the host")
         return graphs(minibatch)[0]
 
     message = "run.cudagraphs: updates are not captured"
-    return _where_possible(in_graph, whole, loss, message=message, required=True)
+    return _where_possible(in_graph, whole, parts.loss, message=message, required=True)
 
 
 def _and_target(step: Update, polyak: Any) -> Update:
@@ -340,22 +345,20 @@ def _and_target(step: Update, polyak: Any) -> Update:
 def _graphs_of(
     function: Callable[[TensorDictBase, Sequence[Tensor]], Results],
     eager: Update,
-    loss: Any,
-    optimizer: Optimizer,
-    polyak: Any,
+    parts: _Parts,
     step: TracedAdam | CapturedStep,
     *,
-    bf16: bool,
     kind: type[Any] | None = None,
 ) -> Graphs:
-    """Of a whole update, which is handed the numbers of the optimizer's step, then the rate of ``polyak``."""
+    """Of a whole update, which is handed the numbers of the optimizer's step, then the rate of the target's."""
+    polyak = parts.polyak
     return Graphs(
         function,
         lambda minibatch: (dict(eager(minibatch)), []),
-        loss,
+        parts.loss,
         More(step.tensors, lambda: step.numbers() + ([] if polyak is None else [polyak.rate]), step.settings),
-        stepped=[p for group in optimizer.param_groups for p in group["params"]],
-        tolerance=_tolerance(bf16),
+        stepped=parts.parameters,
+        tolerance=_tolerance(parts.bf16),
         kind=kind,
     )
 
