@@ -101,6 +101,12 @@ def test_path_consistency_is_the_explicit_loop(rollout: int, rows: int) -> None:
     assert rows == 1 or 0.1 < found[1].double().mean() < 0.95
 
 
+def test_a_termination_that_is_not_called_done_ends_a_path() -> None:
+    x = sequences(12, 7, 0)
+    found = path_consistency(**x | {"done": x["done"] & ~x["terminated"]}, **SETTINGS)
+    torch.testing.assert_close(found, path_consistency(**x, **SETTINGS))
+
+
 def test_without_reference_and_mask_and_with_tensor_coefficients() -> None:
     x = sequences(12, 7, 0, masked=0.0)
     plain = {k: v for k, v in x.items() if k not in ("mask", "log_pi_reference")}

@@ -26,7 +26,7 @@ from torchrl_reg.functional import (
     soft_value_and_log_policy,
     soft_value_and_policy,
 )
-from torchrl_reg.functional.soft import action_index, gather_action
+from torchrl_reg.functional.soft import action_index, finite_action_gap, gather_action
 
 Q = torch.tensor([1.0, 2.0], dtype=torch.float64)
 LOG_PRIOR = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
@@ -206,6 +206,10 @@ def test_bonus_clips_before_alpha(alpha, clip_min):
 def test_gaps_by_hand():
     q = torch.tensor([[1.0, 4.0, 2.5], [3.0, 3.0, 0.0], [-math.inf, -1.0, -2.0]])
     assert action_gap(q.expand(2, 3, 3)).tolist() == [[1.5, 0.0, 1.0]] * 2
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert finite_action_gap(q.to(dtype).clamp(min=torch.finfo(dtype).min)).tolist() == [1.5, 0.0, 1.0]
+        alone = torch.tensor([[1.0, torch.finfo(dtype).min]], dtype=dtype)
+        assert finite_action_gap(alone).tolist() == finite_action_gap(alone[:, :1]).tolist() == [0.0]
     assert advantage_gap(Q_BY_STATE.expand(5, 2, 3), ACTION.expand(5, 2)).tolist() == [[2.0, 1.0]] * 5
     assert advantage_gap(Q_BY_STATE, Q_BY_STATE.argmax(-1)).tolist() == [0.0, 0.0]
 

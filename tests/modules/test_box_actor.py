@@ -108,6 +108,13 @@ def test_it_has_the_dtype_of_its_networks(kind: str, dtype: torch.dtype, make: A
     assert make(kind).to(dtype)(states(3, dtype=dtype))["action"].dtype == (torch.float32 if exact else dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_densities_near_the_bounds_are_finite_in_half_precision(dtype: torch.dtype) -> None:
+    points = torch.tensor([[-1.0], [0.999], [0.99], [1.0]], dtype=dtype)
+    u = modules.box_actor.unsquashed(points, torch.tensor(-1.0, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+    assert u.isfinite().all() and u[3] == -u[0] > 2
+
+
 def test_the_nearest_bin_is_the_one_played_in_bfloat16() -> None:
     torch.manual_seed(0)
     torso = torch.nn.Linear(4, 22)

@@ -227,6 +227,8 @@ def test_one_dimension_is_summed_over_exactly(make: Any) -> None:
     assert out["loss_qvalue"].isfinite()
     with pytest.raises(ValueError, match="actor must have one action dimension, got 2"):
         SingleDimensionActor(make("multicategorical", 2))
+    with pytest.raises(ValueError, match="independent dimensions, got an Autoregressive"):
+        SingleDimensionActor(make("autoregressive", 1))
 
 
 def check_gradients(loss: torch.Tensor, network: nn.Module | Any) -> None:

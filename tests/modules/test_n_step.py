@@ -45,6 +45,17 @@ def windows_by_hand(steps: TensorDict) -> dict[int, tuple[float, int, bool, int]
     return out
 
 
+def test_windows_over_agents_or_environments_are_refused() -> None:
+    steps = stream(3, 3)
+    steps["next", "reward"] = torch.randn(3, 3, 3, 1)
+    with pytest.raises(ValueError, match=r"The reward must be \[3, 3, 1\], got \[3, 3, 3, 1\]"):
+        NStepTransform(N, GAMMA).inv(steps)
+    steps = stream(3, 4)
+    steps.names = ["time", None]
+    with pytest.raises(ValueError, match="time as their last dimension .*, got it as dimension 0"):
+        NStepTransform(N, GAMMA).inv(steps)
+
+
 @pytest.mark.parametrize("piece", [1, 8, 24])
 def test_windows_are_those_of_a_loop_in_a_buffer_too(piece: int) -> None:
     raw, transform = stream(2, 24), NStepTransform(N, GAMMA)

@@ -13,12 +13,12 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torchrl.data import Categorical
+from torchrl.data import Categorical, OneHot
 from torchrl.modules import QValueActor
 from torchrl.objectives import DQNLoss
 
 from torchrl_reg.modules import ActionPrior, BoltzmannQActor
-from torchrl_reg.objectives import QLearningLoss
+from torchrl_reg.objectives import MunchausenDQNLoss, QLearningLoss
 from torchrl_reg.objectives.heads import ImplicitQuantiles
 from torchrl_reg.regularizers import Entropy
 
@@ -252,6 +252,20 @@ def test_actions_of_several_agents_are_taken_as_torchrl_takes_them(shape: tuple[
     losses[1].data_checks = "always"
     with pytest.raises(ValueError, match="must hold integers"):
         losses[1](data.set(("agents", "action"), nn.functional.one_hot(acted, 3)))
+
+
+@pytest.mark.parametrize("spec", [Categorical(1), OneHot(1)], ids=["index", "one_hot"])
+def test_one_action_is_enough(batch: Any, spec: Any) -> None:
+    """As it is for TorchRL's loss."""
+    data, actor = batch(5), QValueActor(nn.Linear(4, 1), spec=spec)
+    data["action"] = spec.zero((5,)) if isinstance(spec, Categorical) else torch.ones(5, 1, dtype=torch.long)
+    found = []
+    for loss in (DQNLoss(actor, delay_value=False), QLearningLoss(actor, delay_value=False)):
+        loss.make_value_estimator(gamma=0.9)
+        found.append(loss(data.clone())["loss"])
+    torch.testing.assert_close(found[1], found[0])
+    out = MunchausenDQNLoss(actor, delay_value=False)(data)
+    assert out["action_gap"] == out["entropy"] == out["bonus"] == 0
 
 
 @pytest.mark.parametrize("row", [[0, 0, 0], [0, 1, 1], [2, 0, -1], [0, 2, 0]])

@@ -164,6 +164,7 @@ DIFFERENT = {
     "delay_value": (munchausen, lambda: munchausen(delay_value=False)),
     "tensor_keys": (munchausen, lambda: renamed(munchausen())),
     "dtype": (munchausen, lambda: munchausen().double()),
+    "value_estimator": (munchausen, lambda: munchausen().make_value_estimator("regularized_qlambda")),
     "regularizer": (lambda: q_learning(regularizer=Tsallis(0.5)), lambda: q_learning(regularizer=Tsallis(0.5, q=1.5))),
 }
 

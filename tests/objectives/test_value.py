@@ -195,6 +195,54 @@ def test_padded_steps_do_not_reach_a_lambda_return(
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
+@pytest.mark.parametrize("how", ["tdlambda", "td1", "regularized_qlambda"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_returns_run_along_time_whatever_stands_behind_or_before_it(
+    cases: Any, batch: Any, how: str, masked: bool
+) -> None:
+    """Three agents ``[B, T, N]`` are three sequences; so is a batch whose first dimension is named time."""
+    wide = batch(2, 5, 3, dtype=torch.float64)
+    for flag in ("done", "terminated"):
+        wide["next", flag][:, :-1] = False
+        wide["next", flag][1, 2] = True
+    agents = TensorDict(dict(wide.items()), [2, 5], names=[None, "time"])
+    if masked:
+        agents["collector", "mask"] = torch.tensor([[True] * 4 + [False], [True] * 5])
+    loss = (
+        cases["m_dqn"]
+        .loss()
+        .double()
+        .make_value_estimator(how, gamma=GAMMA, **({"lmbda": LAMBDA} if how[-1] != "1" else {}))
+    )
+
+    def returns(data: TensorDict) -> Tensor:
+        return loss.value_estimator.value_estimate(data.clone(), loss.target_value_network_params)
+
+    def of_agent(number: int) -> TensorDict:
+        rows = wide[..., number].clone()
+        return rows.set(("collector", "mask"), agents["collector", "mask"]) if masked else rows
+
+    alone = torch.stack([returns(of_agent(number)) for number in range(3)], 2)
+    torch.testing.assert_close(returns(agents), alone, rtol=0, atol=1e-12)
+    first = of_agent(0).transpose(0, 1).contiguous()
+    first.names = ["time", None]
+    torch.testing.assert_close(returns(first).transpose(0, 1), alone[..., 0, :], rtol=0, atol=1e-12)
+
+
+def test_the_trace_is_corrected_by_the_target_networks_policy(cases: Any, batch: Any) -> None:
+    """The bonus may be the online one's; without a bonus the two losses are one."""
+    data, found = sequence(batch), []
+    for online in (False, True):
+        shaping = Munchausen(alpha=0.0, clip_min=-0.3, online=online)
+        loss = QLearningLoss(cases["m_dqn"].actor(), regularizer=Entropy(TAU), shaping=shaping).double()
+        loss.make_value_estimator("tdlambda", gamma=GAMMA, lmbda=LAMBDA)
+        PolyakTargetUpdate(loss, rate=0.5)
+        for parameter in loss.target_value_network_params.values(True, True):
+            parameter.data.mul_(1.5)
+        found.append(loss(data)["loss"])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["iqn", "m_iqn", "c51"])
 @pytest.mark.parametrize("how", ["tdlambda", "td1", "regularized_tdlambda"])
 def test_lambda_returns_of_draws_and_atoms_are_refused(cases: Any, name: str, how: str) -> None:

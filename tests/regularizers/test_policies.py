@@ -92,6 +92,40 @@ def test_it_keeps_the_definition(case: Any) -> None:
     assert out.value.shape == (7, 5) and out.tau_log_pi.shape == (7, 5, 4)
 
 
+def test_policy_and_costs_have_their_gradients(case: Any) -> None:
+    """Against differences; at values where the support of a sparse policy does not change."""
+    regularizer = case[0](TAU)
+    q = torch.tensor([[1.0, 0.9, -0.3, -3.0]], dtype=torch.float64, requires_grad=True)
+    for part in ("pi", "cost", "value", "tau_log_pi"):
+        assert torch.autograd.gradcheck(lambda x, name=part: getattr(regularizer(x), name).sin(), q), part
+
+
+@pytest.mark.parametrize("index", [1.5, 2.5, 3.0])
+def test_the_gradient_of_a_deformed_policy_is_that_of_differences(index: float) -> None:
+    q = torch.tensor([[1.0, 0.9, -3.0]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: Tsallis(TAU, q=index)(x).pi, q)
+
+
+@pytest.mark.parametrize("tau", [1e2, 1e4, 1e8])
+def test_a_hot_value_under_a_prior_is_its_mean(tau: float) -> None:
+    """In float32: ``tau ln sum rho exp(q / tau)`` loses all digits where the sum is formed and near 1."""
+    q, rho = torch.tensor([[1.0, 2.0, -3.0, 0.5]]), [0.2, 0.3, 0.4, 0.1]
+    exact = PriorKL(tau, prior=rho)(q.double())
+    out = PriorKL(tau, prior=rho)(q)
+    mean = (torch.tensor(rho) * q).sum(-1)
+    torch.testing.assert_close(exact.value.float(), mean, rtol=0, atol=4 / tau + 3e-7)
+    torch.testing.assert_close(out.value, exact.value.float(), rtol=0, atol=5e-7)
+    torch.testing.assert_close(out.tau_log_pi, exact.tau_log_pi.float(), rtol=0, atol=5e-7)
+    torch.testing.assert_close((out.pi * q).sum(-1) - out.cost, out.value, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_diagnostics_under_a_prior_are_not_rounded(dtype: torch.dtype) -> None:
+    regularizer, q = PriorKL(TAU, prior=RHO), torch.tensor([[1.0, 0.5, -2.0, 0.25]])
+    found, exact = (regularizer.diagnostics(x, regularizer.value_and_log_policy(x)[1]) for x in (q.to(dtype), q))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
+
+
 def test_the_hard_maximum_takes_the_first_of_the_best() -> None:
     assert HardMax()(torch.tensor([1.0, 3.0, 3.0])).pi.tolist() == [0.0, 1.0, 0.0]
 

@@ -166,7 +166,7 @@ def path_consistency(
     # In the data's dtype from the start: as_tensor alone would round a Python float to float32.
     discounts = torch.as_tensor(gamma, device=reward.device, dtype=reward.dtype) ** steps
     # Episodes that ended before the last step, and steps that do not count, cut the path permanently.
-    ends = _windows(done, rollout, fill=True).to(torch.int64)
+    ends = _windows(done | terminated, rollout, fill=True).to(torch.int64)
     exists = (ends.cumsum(-1) == ends) & (_windows(here, rollout, fill=False).cumprod(-1) > 0)
     # where, before anything is summed: steps that do not count may hold NaN.
     gains = torch.where(exists, _windows(gain, rollout), 0.0)

@@ -129,6 +129,18 @@ def soft_value_and_log_policy(
     return (q_max + gap).squeeze(dim), advantage - gap
 
 
+def soft_value_and_log_ratio(q: Tensor, tau: Temperature, log_prior: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Both :math:`F_\tau(q)` ``[*B]`` and :math:`\tau \ln (\pi / \rho)` ``[*B, A]``; ``-inf`` where ``rho`` is 0.
+
+    Not the log-policy minus ``tau ln rho``, which cancels at large temperatures.
+
+    Source: :func:`soft_value` and :func:`scaled_log_policy`.
+    """
+    q_max, advantage, _, tau, log_sum = _shifted(q, tau, log_prior, -1)
+    gap = tau * log_sum
+    return (q_max + gap).squeeze(-1), advantage - gap
+
+
 def soft_value_and_policy(q: Tensor, tau: Temperature) -> tuple[Tensor, Tensor]:
     r"""Both :math:`F_\tau(q)` and :math:`\pi`, without a prior, for the price of one.
 
@@ -264,8 +276,18 @@ def _shifted(
         # kernels do what torch.logsumexp needs nine for.
         log_sum = logits.exp().sum(dim, keepdim=True).log()
     else:
-        log_sum = torch.logsumexp(logits + log_rho, dim, keepdim=True)
+        log_sum = _log_sum_under_prior(logits, log_rho, log_prior.expand_as(q), dim)  # type: ignore[union-attr]
     return q_max, advantage, log_rho, tau, log_sum
+
+
+def _log_sum_under_prior(logits: Tensor, log_rho: Tensor, log_prior: Tensor, dim: int) -> Tensor:
+    """``ln sum rho exp(logits)``; near 0 as exact as the logits: a large temperature multiplies its error."""
+    mass = torch.logsumexp(log_prior, dim, keepdim=True).to(logits.dtype)  # 0, of a normalized prior
+    rho = torch.softmax(log_prior, dim).to(logits.dtype)
+    below = (rho * logits.expm1()).sum(dim, keepdim=True)  # from -1 to 0
+    near = below > -0.5
+    exact = mass + torch.where(near, below, 0.0).log1p()
+    return torch.where(near, exact, torch.logsumexp(logits + log_rho, dim, keepdim=True))
 
 
 def _supported(q: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -350,9 +372,11 @@ def action_gap(q: Tensor) -> Tensor:
 
 
 def finite_action_gap(q: Tensor) -> Tensor:
-    """:func:`action_gap` of ``q [*B, A]``, ``[*B]``; 0 where a mask leaves one action."""
+    """:func:`action_gap` of ``q [*B, A]``, ``[*B]``; 0 where there is one action, or a mask leaves one."""
+    if q.shape[-1] < 2:
+        return at_least_float32(q)[..., :1].sum(-1) * 0.0
     gap = action_gap(q)
-    return torch.where(gap < torch.finfo(gap.dtype).max / 16, gap, 0.0)
+    return torch.where(gap < torch.finfo(q.dtype).max / 16, gap, 0.0)  # a mask is the smallest number of q's dtype
 
 
 def advantage_gap(q: Tensor, action: Tensor) -> Tensor:

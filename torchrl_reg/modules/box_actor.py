@@ -205,8 +205,8 @@ def unsquashed(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def clamped_atanh(x: Tensor) -> Tensor:
-    """``atanh(x)``, clamped at ``1 - 1e-6`` (``1 - 1e-12`` in float64)."""
-    limit = 1 - (1e-12 if x.dtype == torch.float64 else 1e-6)
+    """``atanh(x)``, clamped at ``1 - 1e-6`` (``1 - 1e-12`` in float64, in half precision the number before 1)."""
+    limit = 1 - max(1e-12 if x.dtype == torch.float64 else 1e-6, torch.finfo(x.dtype).eps)
     return x.clamp(-limit, limit).atanh()
 
 

@@ -347,6 +347,8 @@ class SingleDimensionActor(TensorDictModuleBase):
         super().__init__()
         if not isinstance(actor, MulticategoricalActor):
             raise ValueError(f"actor must be a MulticategoricalActor, got {type(actor).__name__}.")
+        if isinstance(actor, AutoregressiveMulticategoricalActor):
+            raise ValueError("actor must have independent dimensions, got an AutoregressiveMulticategoricalActor.")
         if len(actor.bins.num_bins) != 1:
             raise ValueError(f"actor must have one action dimension, got {len(actor.bins.num_bins)}.")
         self.actor = actor

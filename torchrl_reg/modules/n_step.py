@@ -14,6 +14,12 @@ from torchrl.envs import Transform
 from torchrl_reg.regularizers.checks import check_discount, check_integer
 
 
+def time_dim(tensordict: TensorDictBase) -> int:
+    """The dimension of time: the one named ``"time"``, as collectors name it, or else the last of the batch."""
+    names = tensordict.names if tensordict.batch_dims else []
+    return names.index("time") if "time" in names else max(tensordict.batch_dims - 1, 0)
+
+
 class NStepTransform(Transform):
     """Turns batches ``[*N, T]`` of one-step transitions into n-step ones, delayed by up to n - 1 rows.
 
@@ -84,6 +90,11 @@ class NStepTransform(Transform):
         """
         if not tensordict.ndim:
             raise ValueError("data must be rows [*B, T] in order of time (buffer.extend), got a single row.")
+        if (time := time_dim(tensordict)) != tensordict.ndim - 1:
+            raise ValueError(f"data must have time as their last dimension ([*B, T]), got it as dimension {time}.")
+        reward = tensordict["next", self.reward_key]
+        if reward.shape != (*tensordict.shape, 1):  # of several agents: windows would run over them
+            raise ValueError(f"The reward must be {[*tensordict.shape, 1]}, got {list(reward.shape)}.")
         if self.n > 1:
             rows = tensordict if self.waiting is None else self._before(tensordict)
             if not rows.shape[-1]:

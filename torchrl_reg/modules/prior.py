@@ -17,6 +17,7 @@ from torchrl.modules import EGreedyModule
 from torchrl_reg.compat import find_action_space
 from torchrl_reg.functional import averaged_prior
 from torchrl_reg.modules.acting import State
+from torchrl_reg.modules.n_step import time_dim
 from torchrl_reg.modules.q_actors import explores, sample_action
 from torchrl_reg.regularizers.checks import check_rate
 from torchrl_reg.regularizers.coefficients import gathered_from_ranks, in_process_group
@@ -73,7 +74,7 @@ class PriorUpdate(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         source = tensordict if self.actor is None else self.actor(tensordict.select(*self.actor.in_keys))
         pi = self.prior.policy(source.get(self.action_value_key))
-        time = _time_dim(tensordict)
+        time = time_dim(tensordict)
         steps = tensordict.batch_size[time] if tensordict.batch_dims else 1
         pi = pi.movedim(time, 0) if tensordict.batch_dims else pi
         pi = pi.reshape(steps, -1, pi.shape[-1])
@@ -95,11 +96,6 @@ def _mask(tensordict: TensorDictBase) -> Tensor | None:
         if mask is not None:
             return mask.reshape(tensordict.batch_size).bool()
     return None
-
-
-def _time_dim(tensordict: TensorDictBase) -> int:
-    names = tensordict.names if tensordict.batch_dims else []
-    return names.index("time") if "time" in names else max(tensordict.batch_dims - 1, 0)
 
 
 class PriorEGreedyModule(SavedArguments, EGreedyModule):

@@ -543,8 +543,9 @@ def check_data(loss: RegularizedLoss, tensordict: TensorDictBase) -> None:
     if loss.use_prioritized_weights:
         _check_numbers(tensordict, keys.priority_weight, 0)
     if hasattr(loss, "action_space"):
-        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows)
-        _check_range(action, loss.action_space, getattr(loss, "value_network", None))
+        num_actions = _num_actions(getattr(loss, "value_network", None))
+        _check_discrete(action, loss.action_space, keys.action, tensordict.batch_dims, rows, num_actions)
+        _check_range(action, loss.action_space, num_actions)
     if "actor_network" in loss._network_names:
         if action.is_floating_point():
             _check_box(action, loss.actor_network, keys.action)
@@ -589,10 +590,13 @@ def _check_paths(loss: RegularizedLoss, tensordict: TensorDictBase, mask: Tensor
             )
 
 
-def _check_discrete(action: Tensor, action_space: str, key: NestedKey, batch_dims: int, rows: Tensor) -> None:
+def _check_discrete(
+    action: Tensor, action_space: str, key: NestedKey, batch_dims: int, rows: Tensor, num_actions: int | None
+) -> None:
     """Kind and shape of actions ``[*B]`` (or ``[*B, 1]``) or ``[*B, A]``; no value is read."""
     # An action for each reward, of N agents say, is an index however few dimensions the batch has.
     one_hot = action.ndim > batch_dims and action.shape[-1] > 1 and action.shape != rows.shape
+    one_hot = one_hot or (action_space == "one_hot" and num_actions == 1 and action.shape[-1:] == (1,))
     shape = list(action.shape)
     if action_space == "one_hot" and not one_hot:
         raise ValueError(
@@ -616,19 +620,23 @@ def _check_discrete_policy(action: Tensor, actor: Any, key: NestedKey, batch_dim
             raise ValueError(f"The action {key!r} must {what} for {kind.__name__}, got shape {list(action.shape)}.")
 
 
-def _check_range(action: Tensor, action_space: str, network: Any) -> None:
+def _num_actions(network: Any) -> int | None:
+    """How many there are by the spec of a Q-network; None if it has none."""
+    spec: Any = getattr(network, "spec", None)
+    leaves = spec.values(True, True) if hasattr(spec, "keys") else []
+    return next((int(leaf.space.n) for leaf in leaves if hasattr(getattr(leaf, "space", None), "n")), None)
+
+
+def _check_range(action: Tensor, action_space: str, num_actions: int | None) -> None:
     """Values of discrete actions: a single 1, or an index of those the network has (a bad one kills a GPU process)."""
     if action_space == "one_hot":
         wrong = ((action != 0).sum(-1) != 1) | (action.sum(-1) != 1)
         if _any(wrong):
             raise ValueError(f"The action must have a single 1 in each row (one-hot), got {action[wrong][0].tolist()}.")
         return
-    spec: Any = getattr(network, "spec", None)
-    leaves = spec.values(True, True) if hasattr(spec, "keys") else []
-    counts = [int(leaf.space.n) for leaf in leaves if hasattr(getattr(leaf, "space", None), "n")]
-    wrong = (action < 0) | (action >= counts[0]) if counts else action < 0
-    if counts and _any(wrong):
-        raise ValueError(f"The action must be one of 0 to {counts[0] - 1}, got {int(action[wrong][0])}.")
+    wrong = action < 0 if num_actions is None else (action < 0) | (action >= num_actions)
+    if num_actions is not None and _any(wrong):
+        raise ValueError(f"The action must be one of 0 to {num_actions - 1}, got {int(action[wrong][0])}.")
 
 
 def _check_numbers(tensordict: TensorDictBase, key: NestedKey, low: int) -> None:

@@ -50,7 +50,7 @@ class Target(NamedTuple):
     bonus: Tensor | None = None
     """Of the shaping ``[*B]``, in reward units."""
     tau_log_pi: Tensor | None = None
-    """Scaled log-policy at s ``[*B, A]`` behind the bonus or the trace."""
+    """Scaled log-policy at s ``[*B, A]`` behind the bonus, or without one behind the trace."""
 
 
 class Regression(NamedTuple):

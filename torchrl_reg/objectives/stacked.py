@@ -106,11 +106,13 @@ def _check(losses: Sequence[Any]) -> None:
             "losses must have a regularizer without a state, coefficients that are not learnt, a head that can be "
             f"stacked, one-step targets and reduction='mean', got {type(first).__name__}."
         )
-    expected, settings = _numbers(first), _settings(first)
+    settings = _settings(first)
     for loss in losses[1:]:
         for name, setting in _settings(loss).items():
             if setting != settings[name]:
                 raise ValueError(f"losses must agree in {name}, got {settings[name]} and {setting}.")
+    expected = _numbers(first)
+    for loss in losses[1:]:
         for name, number in _numbers(loss).items():
             if not torch.equal(number, expected[name]):
                 raise ValueError(f"losses must agree in {name}, got {expected[name]} and {number}.")
@@ -129,7 +131,7 @@ def _settings(loss: Any) -> dict[str, Any]:
     settings = {name: getattr(loss, name) for name in names} | {"tensor_keys": vars(loss.tensor_keys)}
     dtypes = [leaf.dtype for leaf in loss.value_network_params.values(True, True)]
     settings |= {"value_network": str(loss.value_network), "dtype": dtypes}
-    for name in ("regularizer", "shaping", "head"):
+    for name in ("regularizer", "shaping", "head", "value_estimator"):
         part = getattr(loss, name)
         numbers = {k: v for k, v in vars(part).items() if isinstance(v, (int, float, str))} if part is not None else {}
         settings[name] = (type(part).__name__, numbers)

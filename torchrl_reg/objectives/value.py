@@ -21,6 +21,7 @@ from torchrl.objectives.value import ValueEstimatorBase
 from torchrl_reg.compat import fast_get, find_action_space
 from torchrl_reg.functional.returns import lambda_return, q_lambda_return
 from torchrl_reg.functional.soft import action_index, gather_action, promoted
+from torchrl_reg.modules.n_step import time_dim
 from torchrl_reg.objectives.binding import action_values, inner_module
 from torchrl_reg.objectives.heads import ExpectedValue, Head, Target, TargetOutputs
 from torchrl_reg.objectives.shaping import Munchausen, Shaping
@@ -83,7 +84,8 @@ def regularized_target(
     """``r + bonus + gamma^n (1 - terminated) next_value``, or with ``lmbda`` the lambda-return; like ``next_value``.
 
     ``n`` is 1, or ``steps_to_next_obs`` where the data have it (TorchRL's MultiStep). A lambda-return bootstraps where
-    an episode is truncated, where the data end and where padding begins.
+    an episode is truncated, where the data end and where padding begins; it runs along the dimension named ``"time"``,
+    or else the last one of the batch.
 
     Args:
         tensordict: the data; ``keys`` names its entries.
@@ -114,12 +116,24 @@ def regularized_target(
     if bonus is not None:
         reward = reward + bonus.unsqueeze(-1).to(reward.dtype)
     ends = done_flag(tensordict, keys) | terminated
+    time = _time_dim_of(reward, tensordict)
     if mask is not None:  # the last step before padding ends its sequence, as a truncation does
-        mask = mask.reshape(ends.shape)
-        ends = ends | ~mask.roll(-1, -2)
+        mask = _expanded(mask, ends)
+        ends = ends | ~mask.roll(-1, time)
         reward, next_value = reward.masked_fill(~mask, 0.0), next_value.masked_fill(~mask, 0.0)
-    cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype)
-    return lambda_return(reward, next_value, ends, gamma=gamma, lmbda=lmbda, action_cost=cost)
+    cost = None if action_cost is None else action_cost.unsqueeze(-1).to(reward.dtype).movedim(time, -2)
+    reward, next_value, ends = (each.movedim(time, -2) for each in (reward, next_value, ends))
+    return lambda_return(reward, next_value, ends, gamma=gamma, lmbda=lmbda, action_cost=cost).movedim(-2, time)
+
+
+def _time_dim_of(entry: Tensor, tensordict: TensorDictBase) -> int:
+    """The dimension of time of ``entry``, a reward say; its batch may continue behind it, with agents."""
+    return time_dim(tensordict) if tensordict.batch_dims else entry.ndim - 2
+
+
+def _expanded(mask: Tensor, like: Tensor) -> Tensor:
+    """The mask of rows in the shape of ``like``: those of an environment are those of each of its agents."""
+    return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim)).expand_as(like)
 
 
 class OnlinePolicy(NamedTuple):
@@ -301,19 +315,18 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         """
         shaping = self.shaping
         from_online = shaping is not None and shaping.online and online_policy is not None
-        here = not from_online and (self.reads_policy or reports_target_kl)
+        here = self.needs_policy or (not from_online and (self.reads_policy or reports_target_kl))
         outputs = head.target_outputs(target_network, data, here=here)
-        q, tau_log_pi = outputs.q, None
+        q, tau_log_pi, cost, bonus = outputs.q, None, None, None
+        if q is not None:
+            tau_log_pi = self.regularizer.value_and_log_policy(q, **self.regularizer.at_states(data))[1]
+        if self.needs_policy:  # of the target network, as the values that the trace corrects
+            cost = gather_action(self.regularizer.step_cost(tau_log_pi), action)  # type: ignore[arg-type]
         if from_online:
             q, tau_log_pi, _ = online_policy  # type: ignore[misc]
-        elif q is not None:
-            tau_log_pi = self.regularizer.value_and_log_policy(q, **self.regularizer.at_states(data))[1]
-        bonus = cost = None
         if shaping is not None:
             ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if shaping.reads_terminated else None
             bonus = shaping(q, tau_log_pi, action, next_q=outputs.next_q, terminated=ended)
-        if self.needs_policy:
-            cost = gather_action(self.regularizer.step_cost(tau_log_pi), action)  # type: ignore[arg-type]
         next_value, masses = self._next_value(head, data, outputs, target_network, online if double_dqn else None)
         values = regularized_target(
             data,
@@ -653,13 +666,17 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
         q = fast_get(tensordict, keys.action_value)
         if q is None:
             q = self._q_values(tensordict, params)
-        terminated, done = terminated_flag(tensordict, keys).squeeze(-1), done_flag(tensordict, keys).squeeze(-1)
+        reward = fast_get(tensordict, ("next", keys.reward))
+        time = _time_dim_of(reward, tensordict)
+        reward, terminated, done = (
+            each.squeeze(-1) for each in (reward, terminated_flag(tensordict, keys), done_flag(tensordict, keys))
+        )
         ends = done | terminated
         dropped, mask = ends if self.time_limits_end else terminated, fast_get(tensordict, ("collector", "mask"))
         if mask is not None:  # the last step before padding ends its sequence, as a truncation does
-            mask = mask.reshape(ends.shape)
-            ends = ends | ~mask.roll(-1, -1)
-        next_q = self._next_q(tensordict, q, ends if mask is None else ends & mask, dropped, params)
+            mask = _expanded(mask, ends.unsqueeze(-1)).squeeze(-1)
+            ends = ends | ~mask.roll(-1, time)
+        next_q = self._next_q(tensordict, q, ends if mask is None else ends & mask, dropped, time, params)
         here, there = (regularizer.at_states(states) for states in (tensordict, fast_get(tensordict, "next")))
         states = {name: torch.stack((here[name], there[name])) for name in here}
         values, logs = regularizer.value_and_log_policy(torch.stack((q, next_q)), **states)
@@ -669,27 +686,32 @@ class RegularizedQLambdaEstimator(RegularizedTDLambdaEstimator):
             if self.correct
             else gather_action(regularizer.step_cost(logs[0]), action)
         )
-        reward = fast_get(tensordict, ("next", keys.reward)).squeeze(-1)
         if self.shaping is not None:
             reward = reward + self.shaping(q, logs[0], action, next_q=next_q, terminated=dropped)
+        sequences = (reward, values[1].masked_fill(dropped, 0.0), correction, ends)
         returns = q_lambda_return(
-            reward,
-            values[1].masked_fill(dropped, 0.0),
-            correction,
-            ends,
+            *(each.movedim(time, -1) for each in sequences),
             gamma=self.gamma,
             lmbda=self.lmbda,  # type: ignore[arg-type]
-        )
+        ).movedim(-1, time)
         return (returns if mask is None else returns.masked_fill(~mask, 0.0)).unsqueeze(-1)
 
     def _next_q(
-        self, tensordict: TensorDictBase, q: Tensor, ends: Tensor, dropped: Tensor, params: TensorDictBase | None
+        self,
+        tensordict: TensorDictBase,
+        q: Tensor,
+        ends: Tensor,
+        dropped: Tensor,
+        time: int,
+        params: TensorDictBase | None,
     ) -> Tensor:
         """Q-values at s' ``[*B, T, A]``: those recorded one step later; of the network where an episode was cut."""
-        next_q = q.roll(-1, -2)
+        next_q = q.roll(-1, time)
         cut = ends.clone()
-        cut[..., -1] = True
+        cut.select(time, -1).fill_(True)
         cut &= ~dropped  # values after a termination are dropped
+        if 0 < tensordict.batch_dims < cut.ndim:  # the network is called for all agents of an environment
+            cut = cut.flatten(tensordict.batch_dims).any(-1)
         if bool(cut.any()):
             following = fast_get(tensordict, "next")
             states = {key: fast_get(following, key)[cut] for key in self.value_network.in_keys}

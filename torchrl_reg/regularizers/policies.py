@@ -403,7 +403,12 @@ class Tsallis(Regularizer):
             middle = (low + high) / 2
             too_much = (scaled - middle).clamp(min=0).pow(1 / (self.q - 1)).sum(-1, keepdim=True) > 1
             low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
-        pi = (scaled - (low + high) / 2).clamp(min=0).pow(1 / (self.q - 1))
+        power, threshold, fixed = 1 / (self.q - 1), (low + high) / 2, scaled.detach()
+        above = fixed > threshold
+        # The threshold moves with the values so that the sum stays at 1; the halvings themselves have no gradient.
+        slope = torch.where(above, fixed - threshold, 1.0).pow(power - 1) * above
+        threshold = threshold + (slope * (scaled - fixed)).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)
+        pi = torch.where(above, scaled - threshold, 1.0).pow(power) * above
         return pi / pi.sum(-1, keepdim=True)
 
     def diagnostics(self, q: Tensor, tau_log_pi: Tensor, **_: Any) -> dict[str, Tensor]:

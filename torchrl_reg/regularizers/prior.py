@@ -11,8 +11,14 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_reg.functional import floored_log_prior, kl_divergence, soft_gap, soft_policy, soft_value_and_log_policy
-from torchrl_reg.functional.soft import at_least_float32, finite_action_gap, masked_values, temperature_and_divisor
+from torchrl_reg.functional import floored_log_prior, kl_divergence, soft_gap, soft_policy
+from torchrl_reg.functional.soft import (
+    at_least_float32,
+    finite_action_gap,
+    masked_values,
+    soft_value_and_log_ratio,
+    temperature_and_divisor,
+)
 from torchrl_reg.regularizers.checks import (
     ExactBuffers,
     check_integer,
@@ -146,17 +152,14 @@ class PriorKL(Regularizer):
     def forward(self, q: Tensor, *, mask: Tensor | None = None, log_prior: Tensor | None = None) -> Regularized:
         """The policy at ``q [*B, A]``; ``log_prior [*B, A]`` is a prior of the state, in place of the one held here."""
         q = masked_values(q, mask)
-        log_prior = self.log_prior(q, log_prior).to(q.dtype)
+        log_prior = self.log_prior(q, log_prior)
         value, tau_log_pi = self.value_and_log_policy(q, log_prior=log_prior)
-        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1] + log_prior).exp()
+        pi = (tau_log_pi / temperature_and_divisor(self.tau, q.dtype)[1] + log_prior.to(q.dtype)).exp()
         action_cost = torch.where(pi > 0, tau_log_pi, 0.0)
         return Regularized(pi, (pi * action_cost).sum(-1), value, tau_log_pi, action_cost)
 
     def value_and_log_policy(self, q: Tensor, *, log_prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        log_prior = self.log_prior(q, log_prior)
-        value, scaled = soft_value_and_log_policy(q, self.tau, log_prior=log_prior.expand(q.shape))
-        supported = torch.where(log_prior > -math.inf, log_prior, 0.0)
-        return value, scaled - self.tau * supported.to(scaled.dtype)
+        return soft_value_and_log_ratio(q, self.tau, self.log_prior(q, log_prior))
 
     def policy(self, q: Tensor, log_prior: Tensor | None = None) -> Tensor:
         return soft_policy(q, self.tau, log_prior=self.log_prior(q, log_prior))
@@ -174,6 +177,7 @@ class PriorKL(Regularizer):
         batch's states; it is at most the log of their number, and biased upwards in small batches. So ``mean kl =
         mean mutual_information + KL(mean pi || rho)`` for one prior of all states.
         """
+        gap, q = finite_action_gap(q), at_least_float32(q)
         log_prior = self.log_prior(q, log_prior).to(q.dtype).expand_as(q)
         log_pi = self.log_policy(tau_log_pi, log_prior)
         pi = log_pi.exp()
@@ -182,7 +186,7 @@ class PriorKL(Regularizer):
         marginal = used.reshape(-1, pi.shape[-1]).sum(0) / count
         return {
             "entropy": torch.special.entr(pi).sum(-1),
-            "action_gap": finite_action_gap(q),
+            "action_gap": gap,
             "kl": kl_divergence(log_pi, log_prior),
             "soft_gap": soft_gap(q, self.tau, log_prior=log_prior),
             "prior_entropy": -(log_prior.exp() * log_prior.clamp(min=torch.finfo(q.dtype).min)).sum(-1),
