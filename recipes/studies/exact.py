@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from recipes.maximum_entropy import ACTIONS, GAMMA, STATES, annealing, improvement, normal
+from recipes.theory import TAUS, gamble
 from torchrl_reg import tabular
 from torchrl_reg.functional import policy_entropy
+from torchrl_reg.lab.analysis.claims import BET
 from torchrl_reg.tabular import TabularMDP, random_mdp
 
 PROBLEMS, TAU = 20, 0.5
@@ -107,6 +109,9 @@ def numbers() -> list[dict[str, Any]]:
     rows.append(
         {"claim": "reward_scale", "measure": "VIREL's entropy in the end", "value": entropies[:, -1].max().item()}
     )
+    for tau in TAUS:
+        bet = tabular.optimality_messages(gamble(0.5), tau, 2, believe_in_luck=True).pi[0, 0, 1].item()
+        rows.append({"claim": "reward_scale", "measure": BET, "at": tau, "value": bet})
     return rows
 
 

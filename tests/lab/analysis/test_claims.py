@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,17 @@ def test_a_seed_counts_once() -> None:
         of("m_dqn_over_dqn", rows)
 
 
+def test_seeds_of_two_settings_are_no_arm() -> None:
+    """Only a setting that both have tells: an earlier version had others."""
+    rows = runs("m_dqn_over_dqn", lambda arm, task: 9.0 * (arm == "m_dqn"))
+    first, *others = rows["answers_minatar"]
+    for changed, fine in (("algo.method", False), ("run.threads", True), ("algo.new", True)):
+        other = first | {"config": first["config"] | {changed: "another"}}
+        threads = [row | {"config": row["config"] | {"run.threads": 1}} for row in others]
+        with nullcontext() if fine else pytest.raises(UserError, match="at one setting, got several"):
+            assert of("m_dqn_over_dqn", {"answers_minatar": [other, *threads]}).word == "shown"
+
+
 def test_shares_that_solve_are_compared_in_the_claimed_order() -> None:
     claim, solved = "m_iqn_over_rainbow_over_iqn", {"cartpole": 500.0, "acrobot": -80.0}
     order = {"m_iqn": 0.0, "rainbow": 0.0, "iqn": -400.0, "dqn": 0.0, "m_dqn": 0.0}
@@ -178,6 +190,8 @@ def test_the_interval_of_a_ratio_holds_the_plain_arms_spread() -> None:
     assert list(relative_iqm(scores, even)) == [1.5, 1.5, 1.5]
     value, low, high = relative_iqm(scores, spread)
     assert value == 1.5 and low < 1.4 and high > 1.6
+    wide = relative_iqm(scores, spread, level=1 - 0.05 / 6)
+    assert wide.value == value and wide.low < low and wide.high > high, "of the best of six arms"
     nothing = [np.array([0.0, 0.0, 0.0, 0.0, 30.0])] * 5  # some resamples hold zeros only
     assert np.isfinite(list(relative_iqm(scores, nothing))).all()
 
@@ -201,6 +215,7 @@ def test_neighbours_and_single_pairs() -> None:
     assert gaussian.word == "shown"
     below = of("iq_against_sac", runs("iq_against_sac", lambda arm, task: 9.0 * (arm == "sac")))
     assert below.word == "contradicted" and below.numbers.count(";") == 3
+    assert below.numbers.endswith(f"({CLAIMS['iq_against_sac']['note']})")
 
 
 def test_temperature_against_weight() -> None:

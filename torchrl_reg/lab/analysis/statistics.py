@@ -100,13 +100,16 @@ AGGREGATES: dict[str, Estimator] = {
 }
 
 
-def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000) -> Estimate:
-    """``estimator`` with its 95% interval, from fixed draws; see :func:`interval_band`.
+def stratified_estimate(
+    scores: Sequence[ArrayLike], estimator: Estimator, *, resamples: int = 10_000, level: float = 0.95
+) -> Estimate:
+    """``estimator`` with its interval, from fixed draws; see :func:`interval_band`.
 
     Args:
         scores: an array of runs ``[n_t]`` per task.
         estimator: one of this module, or a function with the same signature.
         resamples: R.
+        level: of the interval.
 
     Raises:
         UserError: no task, a task without runs, or a score that is not a finite number.
@@ -115,17 +118,19 @@ def stratified_estimate(scores: Sequence[ArrayLike], estimator: Estimator, *, re
     [2.0, -0.484, 4.484]
     """
     runs, sizes = _joined(scores)
-    return Estimate(*interval_band(runs[None], sizes, estimator, resamples=resamples)[:, 0].tolist())
+    return Estimate(*interval_band(runs[None], sizes, estimator, resamples=resamples, level=level)[:, 0].tolist())
 
 
-def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000) -> Array:
+def interval_band(
+    runs: Array, sizes: Sequence[int], estimator: Estimator, *, resamples: int = 2_000, level: float = 0.95
+) -> Array:
     """Estimates ``[3, L]`` (value, low, high) for ``L`` sets of runs ``[L, N]``: frames of a curve, thresholds.
 
     The mean of one task has Student's t interval; all else a stratified percentile bootstrap if there are 25 runs, or
     else an interval of no width. All sets use the same resamples, so that bands of curves are smooth.
     """
     if estimator is mean and len(sizes) == 1:
-        return mean_interval(runs.T)
+        return mean_interval(runs.T, level)
     value = estimator(runs, sizes)
     if runs.shape[-1] < BOOTSTRAP_RUNS:
         return np.stack((value, value, value))
@@ -133,19 +138,19 @@ def interval_band(runs: Array, sizes: Sequence[int], estimator: Estimator, *, re
     # Indices [R, N] of the drawn runs, each within its task.
     picks = np.random.default_rng(0).integers(np.repeat(counts, counts), size=(resamples, counts.sum()))
     picks += np.repeat(_starts(sizes), counts)
-    bands = [_interval(estimator(each[picks], sizes)) for each in runs]
+    bands = [_interval(estimator(each[picks], sizes), level) for each in runs]
     return np.concatenate((value[None], np.reshape(bands, (-1, 2)).T))
 
 
-def mean_interval(values: Array) -> Array:
-    """Mean over seeds ``[S, ...]`` and the ends of its 95% interval (Student's t), ``[3, ...]``.
+def mean_interval(values: Array, level: float = 0.95) -> Array:
+    """Mean over seeds ``[S, ...]`` and the ends of its interval (Student's t), ``[3, ...]``.
 
     The ends equal the mean for a single seed and for equal values.
     """
     seeds, value = len(values), values.mean(0)
     half = np.zeros_like(value)
     if seeds > 1:
-        half = t_quantile(0.975, seeds - 1) * values.std(0, ddof=1) / np.sqrt(seeds)
+        half = t_quantile((1 + level) / 2, seeds - 1) * values.std(0, ddof=1) / np.sqrt(seeds)
     return np.stack((value, value - half, value + half))
 
 
@@ -235,9 +240,9 @@ def _joined(scores: Sequence[ArrayLike]) -> tuple[Array, list[int]]:
     return runs, [len(task) for task in tasks]
 
 
-def _interval(resampled: Array) -> Array:
-    """The ends of the 95% percentile interval over the first axis."""
-    return np.quantile(resampled, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0)
+def _interval(resampled: Array, level: float = 0.95) -> Array:
+    """The ends of the percentile interval over the first axis."""
+    return np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def _task_means(runs: Array, sizes: Sequence[int]) -> Array:
