@@ -52,8 +52,6 @@ class Algo(ValueLearning):
 
     def validate(self) -> None:
         require(0 < self.tau < math.inf, "algo.tau", "finite and > 0", self.tau)
-        require(0 <= self.alpha <= 1, "algo.alpha", "in [0, 1]", self.alpha)
-        require(self.clip_min is None or self.clip_min <= 0, "algo.clip_min", "<= 0 or null", self.clip_min)
         super().validate()
 
 

@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+from torch import nn
 from torchrl.envs.utils import ExplorationType
+from torchrl.objectives import LossModule
 
 from torchrl_reg.envs import EnvSettings, frame_stack, frames_per_step, make_env
 from torchrl_reg.lab import EpsilonSchedule, RecipeConfig, Run, ValueLearner, ValueLearning, recipe, require
@@ -86,6 +89,24 @@ class Config(RecipeConfig):
     algo: Algo = field(default_factory=Algo)
 
 
+def inverse_temperature(algo: Algo, device: torch.device) -> Coefficient:
+    """beta, fixed or tracking 1 / (mean squared TD error)."""
+    if algo.method == "dqn" or algo.beta_rate <= 0:
+        return Coefficient(algo.beta, name="beta", device=device)
+    low, high = algo.beta_min, algo.beta_max
+    return BellmanErrorCoefficient(algo.beta, rate=algo.beta_rate, inverse=True, low=low, high=high, device=device)
+
+
+def parameter_groups(loss: LossModule, state_prior: nn.Module | None, rate: float) -> list[dict[str, Any]]:
+    """For the optimizer; those of a state-dependent prior learn at ``rate``.
+
+    A prior as fast as the values collapses onto one action, as it also chooses the exploration (NEGATIVE_RESULTS.md).
+    """
+    slow = [] if state_prior is None else list(state_prior.parameters())
+    fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
+    return [{"params": fast}, *([{"params": slow, "lr": rate}] if slow else [])]
+
+
 def train(cfg: Config) -> Path:
     algo = cfg.algo
     run = Run(cfg, frames_per_step=frames_per_step(cfg.env))
@@ -95,33 +116,19 @@ def train(cfg: Config) -> Path:
     env = make_env(cfg.env, algo.num_envs, device=run.device)
     spec = env.full_action_spec_unbatched["action"].to(run.device)
     actor = QActor(q_network(cfg.net, env).to(run.device), spec=spec)
-    beta = Coefficient(algo.beta, name="beta", device=run.device)
-    if algo.method != "dqn" and algo.beta_rate > 0:
-        beta = BellmanErrorCoefficient(
-            algo.beta,
-            rate=algo.beta_rate,
-            inverse=True,
-            low=algo.beta_min,
-            high=algo.beta_max,
-            device=run.device,
-        )
+    beta = inverse_temperature(algo, run.device)
     uniform, learnt = (ActionPrior(num_actions(env), beta=beta, device=run.device) for _ in range(2))
     behaviour = learnt if algo.method in ("sql_m", "mirl") else uniform
     regularizer = learnt if algo.method == "mirl" else uniform
     state_prior = None
     if algo.prior_keys:
         state_prior = prior_network(cfg.net, env, algo.prior_keys).to(run.device)
+    epsilon: dict[str, Any] = {"eps_init": algo.eps_start, "eps_end": algo.eps_end, "device": run.device}
     if algo.method == "dqn":
-        exploration = EpsilonGreedyModule(spec, eps_init=algo.eps_start, eps_end=algo.eps_end, device=run.device)
+        exploration = EpsilonGreedyModule(spec, **epsilon)
     else:
-        exploration = PriorEGreedyModule(
-            spec,
-            behaviour,
-            eps_init=algo.eps_start,
-            eps_end=algo.eps_end,
-            log_prior_key="log_prior" if state_prior is not None else None,
-            device=run.device,
-        )
+        log_prior_key = "log_prior" if state_prior is not None else None
+        exploration = PriorEGreedyModule(spec, behaviour, log_prior_key=log_prior_key, **epsilon)
     explorer = ActorSequential(actor, *([] if state_prior is None else [state_prior]), exploration)
     eval_env = make_env(cfg.env, cfg.run.eval_episodes, device=run.device)
     run.evaluate_with(eval_env, {"greedy": explorer, "sampled": (explorer, ExplorationType.RANDOM)})
@@ -134,11 +141,7 @@ def train(cfg: Config) -> Path:
     else:
         loss = MutualInformationDQNLoss(actor, prior=regularizer, prior_network=state_prior, **options)
     loss.make_value_estimator(gamma=algo.gamma)
-    # A prior as fast as the values collapses onto one action, as it also chooses the exploration (NEGATIVE_RESULTS.md).
-    slow = [] if state_prior is None else list(state_prior.parameters())
-    fast = [p for p in loss.parameters() if all(p is not other for other in slow)]
-    groups: list[dict[str, Any]] = [{"params": fast}]
-    groups += [{"params": slow, "lr": algo.prior_learning_rate}] if slow else []
+    groups = parameter_groups(loss, state_prior, algo.prior_learning_rate)
     target = HardTargetUpdate(loss, period_updates=algo.target_period_updates)
 
     # What it stores: transitions of n steps, sampled uniformly or by priority.

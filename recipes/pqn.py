@@ -44,7 +44,6 @@ class Algo(RolloutLearning):
     eps_frames: int = 250_000  # frames of linear annealing
 
     def validate(self) -> None:
-        require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
         require(0 <= self.lmbda <= 1, "algo.lmbda", "in [0, 1]", self.lmbda)
         super().validate()
 

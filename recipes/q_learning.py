@@ -43,10 +43,6 @@ class Algo(ValueLearning):
     eps_end: float = 0.05
     eps_frames: int = 10_000  # frames of linear annealing
 
-    def validate(self) -> None:
-        require(self.explore in ("greedy", "sampled"), "algo.explore", "greedy or sampled", self.explore)
-        super().validate()
-
 
 @dataclass
 class Config(RecipeConfig):

@@ -57,7 +57,6 @@ class Algo(PolicyLearning):
         known = self.proposal in ("lattice", "uniform", "actor")
         require(known, "algo.proposal", "lattice, uniform or actor", self.proposal)
         require(self.form in ("exact", "haarnoja2017"), "algo.form", "exact or haarnoja2017", self.form)
-        require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
         super().validate()
 
 

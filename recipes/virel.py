@@ -54,7 +54,6 @@ class Algo(PolicyLearning):
         require(network in ("target", "online"), "algo.error_network", "target or online", network)
         require(0 < self.tau_min < math.inf, "algo.tau_min", "finite and > 0", self.tau_min)
         require(self.tau_max >= self.tau_min, "algo.tau_max", f">= {self.tau_min}", self.tau_max)
-        require(self.num_critics >= 1, "algo.num_critics", ">= 1", self.num_critics)
         require(self.mode in ("td", "em"), "algo.mode", "td or em", self.mode)
         adapts = scale is not None and not self.value_network
         require(self.mode == "td" or adapts, "algo.mode", "td without a beta_scale or with a value_network", self.mode)

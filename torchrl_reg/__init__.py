@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: reading tables needs no torch.
+    # Imported on first access: reading tables needs no torch.
     if name == "load_policy":
         from torchrl_reg.lab.agents import load_policy
 

@@ -331,8 +331,9 @@ class NetSettings:
         impala_width: factor of its channels, 16, 32 and 32.
         num_cosines: size of the fraction embedding of quantile networks.
         first_cosine: first multiple of the fraction there, 0 or 1.
-        num_quantiles, num_target_quantiles, num_policy_quantiles: N, M and K of quantile networks: fractions of the
-            prediction, of the target, and behind the policy (also when acting).
+        num_quantiles: N of quantile networks: fractions of the prediction.
+        num_target_quantiles: M of quantile networks: fractions of the target.
+        num_policy_quantiles: K of quantile networks: fractions behind the policy, also when acting.
         num_atoms, value_min, value_max: grid of categorical networks; returns outside it are clipped to its ends.
         input_low, input_high: rescale a vector observation from this box to [-1, 1]; empty for none.
     """

@@ -46,7 +46,7 @@ class Spaces:
                 raise ValueError(f"The shape of {key} must be sizes >= 0, got {shape}.")
 
     @classmethod
-    def of(cls, env: EnvBase | Spaces) -> Spaces:
+    def from_env(cls, env: EnvBase | Spaces) -> Spaces:
         """The spaces of ``env``, without its batch size."""
         if isinstance(env, Spaces):
             return env
@@ -98,7 +98,7 @@ def record(module: Any, path: str, *args: Any, **kwargs: Any) -> Any:
 
 def _storable(value: Any) -> Any:
     """An environment's :class:`Spaces`; any other value unchanged."""
-    return Spaces.of(value) if isinstance(value, EnvBase) else value
+    return Spaces.from_env(value) if isinstance(value, EnvBase) else value
 
 
 def path_of(named: Any) -> str:

@@ -1,4 +1,4 @@
-"""Loss modules of regularized RL, one method per file, for TorchRL's collectors, buffers and trainers."""
+"""Loss modules of regularized RL, for TorchRL's collectors, buffers and trainers."""
 
 from torchrl_reg.objectives.distributional import (
     CategoricalDQNLoss,

@@ -403,7 +403,7 @@ class ImplicitQuantiles(Quantiles):
         counts = (self.num_policy_quantiles, count + extra)[-len(states) :]
         parts = zip((HERE, NEXT)[-len(states) :], states, counts, strict=True)
         fractions = [self._fractions(tensordict, name, features, n) for name, features, n in parts]
-        # Layers with batch statistics have to see the states apart, and a network of the user's may know no other way.
+        # Layers with batch statistics must see the states separately, and a custom network may lack quantiles_of.
         apart = bound.mixes_rows or not hasattr(net, "quantiles_of")
         *at_s, z = map(net.quantiles, states, fractions) if apart else net.quantiles_of(states, fractions)
         next_z, behind = (z, z) if self.reuse_quantiles else z.split((count, extra), -2)

@@ -1,7 +1,7 @@
 """Monte-Carlo tree search of many trees side by side, regularized by the objects that losses and actors use.
 
-Types (:mod:`tree`) <- the search (:mod:`search`) <- what is passed into it (:mod:`selection`, :mod:`backup`,
-:mod:`evaluation`) <- the named planners (:mod:`planners`), which work on any :class:`Model`.
+Types (:mod:`tree`) <- the search with selection, backup and evaluation (:mod:`search`) <- the named planners
+(:mod:`planners`), which work on any :class:`Model`.
 """
 
 from torchrl_reg.planning.atari_model import AtariModel

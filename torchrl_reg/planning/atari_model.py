@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchrl_reg.planning.atari_emulator import SIZE, EmulatorSettings, Job, LocalEmulator, Outcome, RemoteEmulator
 from torchrl_reg.planning.models import EmulatorModel, Snapshot
-from torchrl_reg.planning.tree import check_at_least
+from torchrl_reg.planning.tree import check_minimum
 
 Emulator = LocalEmulator | RemoteEmulator
 #: Which emulator, and the number of a state that it saved, or None for the start of a game.
@@ -61,8 +61,8 @@ class AtariModel(EmulatorModel):
         generator: torch.Generator | None = None,
         num_emulators: int = 1,
     ) -> None:
-        check_at_least(1, frame_skip=frame_skip, frame_stack=frame_stack, num_emulators=num_emulators)
-        check_at_least(0, noop_max=noop_max)
+        check_minimum(1, frame_skip=frame_skip, frame_stack=frame_stack, num_emulators=num_emulators)
+        check_minimum(0, noop_max=noop_max)
         if not 0.0 <= sticky_actions < 1.0:
             raise ValueError(f"sticky_actions must be a probability in [0, 1), got {sticky_actions}.")
         settings = EmulatorSettings(_rom(game), frame_skip, minimal_actions, observe)

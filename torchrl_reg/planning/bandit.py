@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchrl_reg.functional import e2w_exploration, soft_policy, soft_value
 from torchrl_reg.planning.search import drawn
-from torchrl_reg.planning.tree import check_at_least
+from torchrl_reg.planning.tree import check_minimum
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def softmax_bandit(
     times = list(record_at)
     if not times or times[0] < 1 or sorted(set(times)) != times:
         raise ValueError(f"record_at must list rising times >= 1, got {times}.")
-    check_at_least(1, num_repetitions=num_repetitions)
+    check_minimum(1, num_repetitions=num_repetitions)
     generator = torch.Generator().manual_seed(seed)
     exact_u, exact_value = (mean / tau).exp().sum(), soft_value(mean, tau)
     errors = torch.zeros(2, len(times), dtype=torch.float64)

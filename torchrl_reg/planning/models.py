@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchrl_reg.planning.scalar_models import Tables
 from torchrl_reg.planning.scalar_search import Scalar
 from torchrl_reg.planning.search import zero_evaluation
-from torchrl_reg.planning.tree import Evaluate, check_at_least
+from torchrl_reg.planning.tree import Evaluate, check_minimum
 from torchrl_reg.tabular import TabularMDP
 
 
@@ -108,7 +108,7 @@ class SyntheticTrees:
     num_outcomes = 1
 
     def __init__(self, branching: int, depth: int, num_trees: int = 1, *, noise: float = 0.0, seed: int) -> None:
-        check_at_least(1, branching=branching, depth=depth, num_trees=num_trees)
+        check_minimum(1, branching=branching, depth=depth, num_trees=num_trees)
         if not noise >= 0:
             raise ValueError(f"noise must be a standard deviation >= 0, got {noise}.")
         self.num_actions, self.depth, self.num_trees, self.noise = branching, depth, num_trees, noise

@@ -60,7 +60,7 @@ def scalar_tree(
     uniform: Tensor | None = None,
     always: bool = False,
 ) -> Tree | None:
-    """The trees of ``planner(model, state)``, or None where rule, regularizer or model do not say how to step singly.
+    """The trees of ``planner(model, state)``, or None where rule, regularizer or model have no scalar form.
 
     Compiled searches by E2W draw their own random numbers, from a seed of ``generator``; Python ones on one tree draw
     those of the search side by side, and all take ``uniform``.
@@ -72,7 +72,7 @@ def scalar_tree(
     rule, backup = declared(planner.select, "scalar_rule"), _backup(planner.regularizer)
     if rule is None or backup is None or planner.dtype != torch.float64 or not _has_states(state):
         return None
-    scalar = model.scalar(evaluate) if _says_how(model) else None
+    scalar = model.scalar(evaluate) if _has_scalar_form(model) else None
     if scalar is None and isinstance(state, Tensor) and len(state) == 1 and state.device.type == "cpu":
         scalar = None if model.stochastic else _of_tensors(model, evaluate, state)
     few = len(state) <= _FEW_TREES and (len(state) == 1 or rule != "e2w" or uniform is not None)
@@ -96,7 +96,7 @@ def _has_states(state: Any) -> bool:
     return len(state) > 0 if isinstance(state, list) else state.ndim > 0 and len(state) > 0
 
 
-def _says_how(model: Any) -> bool:
+def _has_scalar_form(model: Any) -> bool:
     """True if ``scalar`` belongs to the current ``step`` rather than to one that a subclass or an owner replaced."""
     owners = [next((i for i, kind in enumerate(type(model).mro()) if n in vars(kind)), 99) for n in ("scalar", "step")]
     return owners[0] < 99 and owners[0] <= owners[1] and "step" not in vars(model)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_reg.functional import e2w_exploration, soft_policy
-from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate, check_at_least, forgetting
+from torchrl_reg.planning.tree import Evaluate, Evaluation, Model, Nodes, Tree, allocate, check_minimum, forgetting
 from torchrl_reg.regularizers import Regularizer
 from torchrl_reg.regularizers.checks import check_discount
 
@@ -250,7 +250,7 @@ def mcts(
 
 def check_search(num_simulations: int, max_depth: int | None, gamma: float) -> None:
     """Raises ValueError unless ``num_simulations`` and ``max_depth`` are at least 1 and ``gamma`` is in [0, 1]."""
-    check_at_least(1, num_simulations=num_simulations)
+    check_minimum(1, num_simulations=num_simulations)
     if max_depth is not None and max_depth < 1:
         raise ValueError(f"max_depth must be at least 1 or None, got {max_depth}.")
     check_discount(gamma, "gamma")
@@ -497,7 +497,7 @@ class RandomRollout:
     def __init__(
         self, model: Model, *, max_steps: int, gamma: float = 1.0, generator: torch.Generator | None = None
     ) -> None:
-        check_at_least(1, max_steps=max_steps)
+        check_minimum(1, max_steps=max_steps)
         self.gamma = check_discount(gamma, "gamma")
         self.model, self.max_steps, self.generator = model, max_steps, generator
 

@@ -17,7 +17,7 @@ from torchrl.envs.utils import make_composite_from_td
 from torchrl_reg.planning.models import EmulatorModel
 from torchrl_reg.planning.planners import Planner
 from torchrl_reg.planning.search import zero_evaluation
-from torchrl_reg.planning.tree import Evaluate, Model, check_at_least, forgetting
+from torchrl_reg.planning.tree import Evaluate, Model, check_minimum, forgetting
 
 
 class SearchActor(TensorDictModuleBase):
@@ -101,7 +101,7 @@ class ModelEnv(EnvBase):
     """
 
     def __init__(self, model: EmulatorModel, num_envs: int, *, max_episode_steps: int) -> None:
-        check_at_least(1, num_envs=num_envs, max_episode_steps=max_episode_steps)
+        check_minimum(1, num_envs=num_envs, max_episode_steps=max_episode_steps)
         super().__init__(batch_size=torch.Size([num_envs]))
         self.model, self.max_episode_steps, self._seed = model, max_episode_steps, 0
         self._state, self._steps = torch.zeros(num_envs).long(), torch.zeros(num_envs, 1).long()

@@ -42,11 +42,11 @@ def forgetting(model: Model) -> Iterator[None]:
         model.release(mark)  # type: ignore[attr-defined]
 
 
-def check_at_least(least: int, **counts: int) -> None:
-    """Raises ValueError unless all ``counts`` are at least ``least``."""
+def check_minimum(minimum: int, **counts: int) -> None:
+    """Raises ValueError unless all ``counts`` are at least ``minimum``."""
     for name, value in counts.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}.")
 
 
 @dataclass

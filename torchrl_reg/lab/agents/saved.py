@@ -119,7 +119,7 @@ class SavedPolicy:
             env = make_env(self.env_settings, num_envs)
         except ValueError as error:
             raise UserError(str(error)) from None
-        expected, got = (_shapes(spaces) for spaces in (Spaces.of(env), self.spaces))
+        expected, got = (_shapes(spaces) for spaces in (Spaces.from_env(env), self.spaces))
         if expected != got:
             name = self.env_settings.name
             raise UserError(f"{self.path} must hold a policy for {name}, which has {expected}, got one for {got}.")

@@ -34,6 +34,7 @@ def _comments(kind: type) -> dict[str, str]:
 
 
 def _arguments(text: str) -> dict[str, str]:
-    """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring."""
+    """``{"tau": "a temperature."}`` of the ``Args:`` of a docstring, without the marks of Sphinx."""
+    text = re.sub(r":\w+:`~?([\w.]+)`", r"\1", text).replace("``", "")
     entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n     .*)*)", text.partition("Args:\n")[2], re.MULTILINE)
     return {name: " ".join(entry.split()) for names, entry in entries for name in names.split(", ")}

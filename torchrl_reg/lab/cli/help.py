@@ -18,8 +18,6 @@ from torchrl_reg.lab.cli.groups import first_choices, supported_choices
 from torchrl_reg.lab.cli.invocation import as_typed
 
 _WIDTH, _COLUMN = 120, 44
-# Default descriptions of settings.
-_DESCRIPTIONS = {"learning_starts_frames": "frames before the first update"}
 _FLAGS = """Other options:
   -m NAME=A,B          one run for each value (Hydra's multirun); +GROUP=CHOICE adds a choice that has no default
   --cfg job            prints the settings as they would be used, and runs nothing
@@ -57,7 +55,7 @@ def _lines(kind: Any, node: DictConfig, prefix: str) -> Iterator[str]:
             yield from _lines(hints.get(key), value, f"{prefix}{key}.")
             continue
         shown = f"  {prefix}{key}={_shown(value)}"
-        described = textwrap.wrap(comments.get(key, _DESCRIPTIONS.get(key, "")), _WIDTH - _COLUMN) or [""]
+        described = textwrap.wrap(comments.get(key, ""), _WIDTH - _COLUMN) or [""]
         if described[0] and len(shown) >= _COLUMN - 1:
             yield shown
             shown = ""
@@ -78,5 +76,6 @@ def _choices(config_class: type, conf: Path, env: str | None) -> Iterator[str]:
     first = first_choices(config_class)
     for group, found in supported_choices(conf, config_class, env):
         named = [f"{choice} (default)" if choice == first.get(group) else choice for choice in found]
+        label = f"{group}=" if group in first else f"+{group}="
         for index, line in enumerate(textwrap.wrap(", ".join(named), _WIDTH - 14)):
-            yield f"  {'' if index else f'{chr(43) * (group not in first)}{group}=':<12}{line}"
+            yield f"  {'' if index else label:<12}{line}"

@@ -38,6 +38,10 @@ _RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
     (("eps_off_frames",), ">= 0, or null", lambda value: value >= 0),
     (("max_grad_norm",), "> 0, or null", lambda value: value > 0),
     (("gamma", "eps_start", "eps_end", "rms_decay", *_EXPONENTS), "in [0, 1]", lambda value: 0 <= value <= 1),
+    (("alpha",), "in [0, 1]", lambda value: 0 <= value <= 1),
+    (("clip_min",), "<= 0 or null", lambda value: value <= 0),
+    (("num_critics",), ">= 1", lambda value: value >= 1),
+    (("explore",), "greedy or sampled", lambda value: value in ("greedy", "sampled")),
     (("target_rate",), "in (0, 1]", lambda value: 0 < value <= 1),
     (("num_envs",), f"<= {MAX_ENVS:,}", lambda value: value <= MAX_ENVS),
     (("optimizer",), f"one of {OPTIMIZERS}", lambda value: value in OPTIMIZERS),
@@ -49,7 +53,7 @@ class Learning:
     """Base of a learner's hyperparameters."""
 
     def validate(self) -> None:
-        """Checks the ranges of those that there are, and that the run is long enough to learn.
+        """Checks the ranges of the settings present, and that the run is long enough to learn.
 
         Raises:
             UserError: a value out of range; the sentence names it.
@@ -116,7 +120,7 @@ class Learner:
         loss: a loss with a value estimator.
         optimizer: built with ``capturable=run.cudagraphs``.
         target: the updater of the target networks; None where there are none.
-        replay: what :meth:`minibatches` are drawn from.
+        replay: the buffer that :meth:`minibatches` samples from.
         max_grad_norm: of all gradients together; None: no clip.
 
     Attributes:

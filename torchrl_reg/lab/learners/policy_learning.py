@@ -32,7 +32,7 @@ class PolicyLearning(Learning):
     adam_eps: float = 1e-8  # PyTorch's
     batch_size: int = 256  # transitions [S]; of pcl.py sequences
     replay_capacity: int = 100_000  # transitions; 1M on MuJoCo [S]
-    learning_starts_frames: int = 1_000  # 10k on MuJoCo [S]
+    learning_starts_frames: int = 1_000  # frames before the first update; 10k on MuJoCo [S]
     random_until_learning: bool = False  # uniformly random actions until then, in place of the policy's
     update_every_frames: float = 1  # frames per gradient update [S]
     target_rate: float = 0.005  # Polyak rate of the target networks, per update [S]
