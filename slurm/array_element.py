@@ -62,6 +62,7 @@ class Commands:
         grace_seconds: time for a stopped run to finish its batch and write a checkpoint.
         digest: of the code when the sweep was launched; if empty, the copy is not checked.
         launcher: a lock file; the runs are stopped when it is released. Empty under SLURM.
+        launched_from: the folder that relative paths in settings are below; if there is none, ``code``.
     """
 
     folder: str
@@ -75,6 +76,7 @@ class Commands:
     grace_seconds: float = 60.0
     digest: str = ""
     launcher: str = ""
+    launched_from: str = ""
 
 
 class ArrayElement:
@@ -203,6 +205,7 @@ class ArrayElement:
             "TORCHRL_REG_COMMIT": self.commands.commit,
             "PYTHONUNBUFFERED": "1",
         }
+        launched_from = self.commands.launched_from
         with log.open("ab") as output:
             output.write(_headline(command, attempt).encode())
             output.flush()
@@ -212,7 +215,7 @@ class ArrayElement:
                     return -signal.SIGTERM
                 child = subprocess.Popen(
                     [*DIE_WITH_PARENT, *command],
-                    cwd=self.commands.code,
+                    cwd=launched_from if os.path.isdir(launched_from) else self.commands.code,
                     env=environment,
                     stdout=output,
                     stderr=subprocess.STDOUT,

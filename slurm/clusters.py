@@ -92,6 +92,7 @@ def elements(runs: Sequence[PlannedRun], folder: Path, copy: Path, code: Code, c
                 minutes=cluster.minutes,
                 grace_seconds=grace,
                 digest=code.digest,
+                launched_from=str(Path.cwd()),
             )
         )
         for start in range(0, len(runs), cluster.runs_per_job)

@@ -64,7 +64,8 @@ def recipe_source(recipe: str) -> Path:
 def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Path]:
     """All files of a copy by name: ours, and those beside your own recipes (modules and ``conf/``).
 
-    An override such as ``regularizer._target_=my_module.Mine`` adds a module or a package of the working directory.
+    An override such as ``regularizer._target_=my_module.Mine`` or ``env.import_module=my_module`` adds a module or a package
+    of the working directory.
     """
     files = {
         f"{name}/{path.relative_to(folder)}": path
@@ -76,8 +77,8 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
         if source != _FOLDERS["recipes"]:
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
-    named = (re.search(r"\._target_=(\w+)\.", text) for text in overrides)
-    for name in {match[1] for match in named if match} - set(_FOLDERS):
+    named = (re.search(r"\._target_=(\w+)\.|env\.import_module=(\w+)", text) for text in overrides)
+    for name in {match[1] or match[2] for match in named if match} - set(_FOLDERS):
         for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
             files[str(path)] = path.resolve()
     return only_code(files)

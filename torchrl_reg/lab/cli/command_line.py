@@ -33,6 +33,7 @@ from torchrl_reg.lab.cli.invocation import typed_words
 from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, options_first, quoted_overrides
 from torchrl_reg.lab.cli.sentences import sentence
 from torchrl_reg.lab.errors import Interrupted, UserError, stop_behind, user_sentence
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
 from torchrl_reg.lab.run.settings import RecipeConfig, validate
 from torchrl_reg.lab.run.stop import STOP
@@ -124,7 +125,7 @@ class _CommandLine:
             sys.argv[1:] = options_first(quoted_overrides(self.words, self.config_class))
             if {"--help", "-h"} & set(self.words):
                 composed = self._composed([word for word in sys.argv[1:] if not word.startswith("-")])
-                return print(help_text(self.config_class, self.train, self.conf, composed))
+                return say(help_text(self.config_class, self.train, self.conf, composed))
             entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=self.name)(self._job)
             try:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a multi-line message and exits
@@ -199,7 +200,7 @@ class _CommandLine:
         if unfinished := [folder.config for folder in folders if folder not in done]:
             train_seeds(self.train, unfinished)
         for folder in done:
-            print(f"already finished: {folder.path}", flush=True)
+            say(f"already finished: {folder.path}")
         objectives = [value for value in map(_objective, configs) if value is not None]
         return sum(objectives) / len(objectives) if len(objectives) == len(configs) else None
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from torchrl_reg.lab.errors import user_sentence
-from torchrl_reg.lab.printable import printable
+from torchrl_reg.lab.printable import printable, silence
 
 #: Help texts of the subcommands; their modules are ``torchrl_reg.lab.commands.<name>``.
 COMMANDS = {
@@ -74,19 +73,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Errors without a name are from lab/cli/extras.py, with advice in their message.
         print(f"torchrl-reg: {error if error.name is None else needs}", file=sys.stderr)
         return 1
-    except ValueError as error:
-        sentence = user_sentence(error)
-        if sentence is None:  # a bug, which keeps its traceback
-            raise
-        print(f"torchrl-reg: {printable(sentence)}", file=sys.stderr)
-        return 1
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         print(f"torchrl-reg: {error.filename} cannot be read or written: {error.strerror}.", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader (head, less) has exited; flushing the buffer at exit would raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) has exited
+        silence(sys.stdout)
         return 0
+    except (ValueError, OSError) as error:
+        sentence = user_sentence(error)
+        if sentence is None:  # a bug, which keeps its traceback
+            raise
+        if isinstance(error, OSError):
+            silence(sys.stdout)
+        print(f"torchrl-reg: {printable(sentence)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from torchrl_reg.lab.learners.cuda_graph import CudaGraph, require_capturable
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results
 from torchrl_reg.lab.learners.optimizers import CapturedStep, FlatRAdam, TracedAdam
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.seeds.batched_update import batched_step
 from torchrl_reg.lab.seeds.workers import current_worker
 
@@ -262,7 +262,7 @@ def _where_possible(
             except failures as error:
                 failed = True
                 report(False)
-                print(f"{message}: {first_line(error)}", file=sys.stderr, flush=True)
+                say(f"{message}: {first_line(error)}", to_stderr=True)
         return eager(minibatch)
 
     return call  # type: ignore[return-value]

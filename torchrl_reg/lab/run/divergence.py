@@ -20,6 +20,7 @@ from torch.nn.utils import get_total_norm
 
 from torchrl_reg.compat import fast_get
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.files import write_atomically
 
 #: Written beside ``metrics.jsonl`` when a run stops because a number is not finite.
@@ -33,7 +34,7 @@ _NATS = 10.0
 def warn(sentence: str) -> None:
     """Prints a warning to stderr, above the progress bar if there is one."""
     tqdm = sys.modules.get("tqdm")
-    (tqdm.tqdm.write if tqdm else print)(f"warning: {sentence}", file=sys.stderr)
+    say(f"warning: {sentence}", to_stderr=True, write=tqdm.tqdm.write if tqdm else print)
 
 
 class FiniteWatch:

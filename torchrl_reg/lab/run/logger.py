@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.divergence import warn
 from torchrl_reg.lab.run.metrics import MetricsFile, RunningMeans
 from torchrl_reg.lab.run.progress import Progress
@@ -156,9 +156,9 @@ class RunLogger:
 
             draw_curves(self._path)
         except ModuleNotFoundError as error:
-            print(f"no curves.png: {error.name} is not installed.", file=sys.stderr)
+            say(f"no curves.png: {error.name} is not installed.", to_stderr=True)
         except Exception as error:
-            print(f"no curves.png: {type(error).__name__}: {' '.join(str(error).split())}.", file=sys.stderr)
+            say(f"no curves.png: {type(error).__name__}: {' '.join(str(error).split())}.", to_stderr=True)
 
     def stop(self) -> None:
         """Closes the progress line."""

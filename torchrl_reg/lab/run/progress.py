@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torchrl_reg.lab.printable import say
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -90,7 +92,7 @@ class Progress:
         if self._bar is not None:
             self._bar.write(text)
         else:
-            print(text, flush=True)
+            say(text)
 
     def tick(self) -> None:
         """Updates the bar; without one, prints a line if a minute has passed without any (a long evaluation)."""

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.divergence import FAILED
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import is_done, with_targets
@@ -85,7 +86,7 @@ class RunFolder:
         resumes = len(starts) > 1 and any(self.path.glob("checkpoints/checkpoint-*"))
         if resumes and (changed := differences(starts[-2], starts[-1])):
             warning = f"warning: this run began elsewhere ({'; '.join(changed)}), so that its numbers may differ from"
-            print(warning, "those of a run that was never interrupted.", file=sys.stderr, flush=True)
+            say(f"{warning} those of a run that was never interrupted.", to_stderr=True)
 
     def close(self, done: dict[str, object]) -> None:
         """Writes ``done.json``, the last file of a run, and releases the lock."""

@@ -5,7 +5,6 @@ Shapes: ``S`` seeds, ``B`` rows of each.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch.optim import Adam, AdamW, Optimizer, RAdam
 
 from torchrl_reg.compat import fast_get, has_step_hooks, unchecked_tensordict
 from torchrl_reg.lab.learners.optimizers import FlatRAdam
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.seeds.workers import Worker
 from torchrl_reg.modules.ensembles import stack_as_views
 
@@ -54,7 +54,7 @@ class LossStack:
     def give_up(self, reason: Exception) -> None:
         """Lets each worker step alone from now on, and prints the reason."""
         self.unsupported, self.stacked = True, None
-        print(f"run.seeds: each seed is updated separately: {reason}", file=sys.stderr, flush=True)
+        say(f"run.seeds: each seed is updated separately: {reason}", to_stderr=True)
 
 
 def loss_stack(worker: Worker) -> LossStack:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torchrl_reg.lab.errors import user_sentence
+from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.seeds.workers import Workers
 
 
@@ -25,6 +25,6 @@ def train_seeds(train: Callable[[Any], Path], configs: Sequence[Any]) -> None:
     failed = [(worker.error, worker.number) for worker in workers if worker.error is not None]
     for error, number in failed[1:]:
         message = user_sentence(error) or repr(error)
-        print(f"run.seed={configs[number].run.seed}: {message}", file=sys.stderr, flush=True)
+        say(f"run.seed={configs[number].run.seed}: {message}", to_stderr=True)
     if failed:
         raise failed[0][0]
