@@ -1,7 +1,8 @@
-"""Every private name of TorchRL, tensordict and torch that this package uses, each with the reason.
+"""Every private name of torch, tensordict, TorchRL, gymnasium and Hydra that this package uses, each with the reason.
 
-No other file may import one. ``tests/house/test_compat.py`` fails for each name that a newer release moves, so that an
-upgrade starts with a list and not with a traceback from inside a loss.
+No other file may import one, and the attributes that others read, call or override stand in ``ATTRIBUTES``.
+``tests/house/test_compat.py`` fails for each name that a newer release moves, so that an upgrade starts with a list and
+not with a traceback from inside a loss.
 """
 
 from __future__ import annotations
@@ -49,11 +50,8 @@ from torchrl.objectives.utils import _VALUE_ESTIMATOR_REGISTRY as VALUE_ESTIMATO
 from torchrl.objectives.utils import _coerce_value_type as coerce_value_type
 
 __all__ = [
+    "ATTRIBUTES",
     "BatchNorm",
-    "LOSS_MODULE_NAMES",
-    "TARGET_UPDATER_NAMES",
-    "TENSORDICT_MODULE_NAMES",
-    "TRANSFORM_NAMES",
     "TorchDispatchMode",
     "VALUE_ESTIMATOR_REGISTRY",
     "backward",
@@ -80,37 +78,126 @@ __all__ = [
     "updater_warning",
 ]
 
-#: Private methods that a subclass of LossModule has to call or override.
-LOSS_MODULE_NAMES = {
-    "_AcceptedKeys": "declares what set_keys accepts",
-    "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
-    "_default_device": "device of the coefficients",
-    "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
-    "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
-    "_expand_loss_mask": "the same mask in the shape of a row's loss",
-    "_has_update_associated": "whether each target network has an updater",
-    "_clear_weakrefs": "called at the end of forward, for torch.compile",
-    "_apply": "overridden: bound networks follow a cast",
+#: Class or module -> its private attributes that are used here, each with the reason.
+ATTRIBUTES = {
+    "torch": {
+        "_foreach_add_": "one call for all tensors of a step; a loop takes as long as the step",
+        "_foreach_copy_": "the same",
+        "_foreach_lerp_": "the same",
+        "_fused_adam_": "the kernel of Adam(fused=True), without the checks of Optimizer.step",
+        "_fused_adamw_": "the same of AdamW",
+    },
+    "torch.Tensor": {"_version": "how often it was written to: losses are stacked again if a coefficient was assigned"},
+    "torch.autograd.Variable": {"_execution_engine": "backward without its checks"},
+    "torch.ops.aten": {
+        "_softmax": "what softmax is under a dispatch mode, to find its inputs in somebody's loss",
+        "_log_softmax": "the same of log_softmax",
+    },
+    "torch._ops.OpOverload": {"_schema": "whether a random operation has an overload with a generator"},
+    "torch.nn.Module": {
+        "_modules": "submodules without the slow Module.__getattr__",
+        "_parameters": "parameters, likewise",
+        "_buffers": "buffers, likewise; set under their name when a cast must not shorten them",
+        "_apply": "overridden: bound networks and exact buffers follow a cast",
+        "_load_from_state_dict": "overridden: a loaded coefficient notes if it is 0",
+        "_forward_hooks": "hooks, with which a module must be called, not only its forward",
+        "_forward_pre_hooks": "the same; and the warning of a missing updater is removed here",
+        "_backward_hooks": "the same",
+        "_backward_pre_hooks": "the same",
+        "_compiled_call_impl": "the same of module.compile()",
+    },
+    "torch.optim.Optimizer": {
+        "_optimizer_step_pre_hooks": "hooks, with which a step must go through optimizer.step()",
+        "_optimizer_step_post_hooks": "the same",
+    },
+    "torch.distributions.Distribution": {
+        "_batch_shape": "batch_shape without a property, in every step of an actor",
+        "_event_shape": "event_shape, likewise",
+    },
+    "tensordict.TensorDict": {
+        "_tensordict": "the dict inside: a tenth of the cost of get and items",
+        "_new_unsafe": "a constructor without checks",
+        "_device": "set after it, where a check for Apple devices takes half of the time",
+        "_has_names": "a copy keeps names of dimensions, which few have",
+    },
+    "tensordict.nn.TensorDictParams": {"_param_td": "the wrapped tensordict, which to_module(loss) replaces"},
+    # They decide if calling its inner module alone computes the same.
+    "tensordict.nn.TensorDictModule": {
+        "_kwargs": "out-to-argument names, if the module is called with keywords",
+        "method": "the method it calls, if not forward",
+    },
+    "tensordict.nn.TensorDictSequential": {
+        "_select_before_return": "after select_out_keys, not all entries are written, so none may skip the tensordict",
+    },
+    "torchrl.objectives.LossModule": {
+        "_AcceptedKeys": "declares what set_keys accepts",
+        "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
+        "_default_device": "device of the coefficients",
+        "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
+        "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
+        "_expand_loss_mask": "the same mask in the shape of a row's loss",
+        "_has_update_associated": "whether each target network has an updater",
+        "_clear_weakrefs": "called at the end of forward, for torch.compile",
+        "_value_estimator": "the estimator, if there is one; value_estimator would make it",
+    },
+    "torchrl.objectives.value.ValueEstimatorBase": {
+        "_AcceptedKeys": "declares what set_keys accepts",
+        "_device": "device of the discount",
+        "_next_value": "overridden with other arguments: only forward and value_estimate call it, overridden too",
+    },
+    "torchrl.objectives.TargetNetUpdater": {
+        "_source_names": "names of the online parameters of each network",
+        "_target_names": "names of the target parameters of each network",
+    },
+    "torchrl.modules.EGreedyModule": {"_spec": "the spec as given, by which a cached function of random actions is kept"},
+    "torchrl.data.ReplayBuffer": {
+        "_extend": "extend without the copy of rows for transforms, where there are none",
+        "_transform": "whether there are",
+        "_rng": "its generator, seeded and saved with a run",
+        "_warned_batch_size_conflict": "set: no warning when several minibatches are drawn at once",
+    },
+    # What a storage that writes rows itself must update.
+    "torchrl.data.LazyTensorStorage": {
+        "_storage": "the rows",
+        "_set_last_cursor": "where the last rows were written",
+        "_get_new_len": "how many rows there are",
+        "_bump_mutation_revision": "marks the rows as changed",
+        "_max_size_along_dim0": "rows of the ring, which has a dimension of environments, too",
+        "_empty": "overridden: what is kept beside the rows is emptied with them",
+        "_init_standard": "overridden: frames are stored once, so that the rows need other entries",
+    },
+    # What a sampler that draws and writes priorities itself must share with the C++ one.
+    "torchrl.data.PrioritizedSampler": {
+        "_alpha": "exponent of priorities",
+        "_beta": "exponent of weights",
+        "_eps": "added to every priority",
+        "_rng": "its generator",
+        "_max_capacity": "rows of the trees, whose C++ does not check bounds",
+        "_max_priority": "the largest priority so far, that of new rows",
+        "_max_priority_within_buffer": "whether it is the largest of the rows that are left",
+        "_sum_tree": "sums of priorities",
+        "_min_tree": "their minima, from which TorchRL weights",
+    },
+    "torchrl.collectors.Collector": {
+        "_carrier": "the last step of each environment, saved with a run",
+        "_traj_pool": "the next number of an episode, likewise",
+    },
+    # TorchRL's documentation tells authors of environments to write these.
+    "torchrl.envs.EnvBase": {
+        "_reset": "overridden",
+        "_step": "overridden",
+        "_set_seed": "overridden",
+    },
+    "torchrl.envs.GymWrapper": {"_env": "the gymnasium environment, stepped without tensordicts"},
+    "torchrl.envs.Transform": {"_inv_call": "overridden: n-step windows are built when data enter a buffer"},
+    "gymnasium.vector.SyncVectorEnv": {
+        "_terminations": "flags of the last step, false after a restored one",
+        "_truncations": "the same",
+        "_autoreset_envs": "the same of environments that would be reset",
+    },
+    # Imported by the laboratory, the only place that may import Hydra.
+    "hydra._internal.utils": {"get_args_parser": "Hydra's options have no public list"},
 }
-#: Of TargetNetUpdater: which parameters belong together.
-TARGET_UPDATER_NAMES = {
-    "_source_names": "names of the online parameters of each network",
-    "_target_names": "names of the target parameters of each network",
-}
-#: Of a TensorDictModule: they decide if calling its inner module alone computes the same.
-TENSORDICT_MODULE_NAMES = {
-    "_kwargs": "out-to-argument names, if the module is called with keywords",
-    "method": "the method it calls, if not forward",
-}
-#: Of TensorStorage: what a storage that writes rows itself must update.
-STORAGE_NAMES = {
-    "_storage": "the rows",
-    "_set_last_cursor": "where the last rows were written",
-    "_get_new_len": "how many rows there are",
-    "_bump_mutation_revision": "marks the rows as changed",
-}
-#: Of Transform: what ReplayBuffer.extend calls.
-TRANSFORM_NAMES = {"_inv_call": "overridden: n-step windows are built when data enter a buffer"}
 
 
 def wrapped_tensordict(params: TensorDictBase) -> Any:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_reg.lab.cli.invocation import typed_words
+from torchrl_reg.lab.cli.invocation import script_folder, typed_words
 from torchrl_reg.lab.commands.main import main
-from torchrl_reg.lab.commands.scripts import script_folder
 
 
 def test_without_a_name_it_lists_every_recipe(capsys):

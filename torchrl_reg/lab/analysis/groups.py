@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torchrl_reg.lab.analysis.documents import hint
@@ -99,18 +100,23 @@ def without_settings(runs: Sequence[RunRecord], ignored: Sequence[str]) -> list[
 def without_repetitions(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
     """``runs`` without duplicates (same recipe, seed and settings), and a sentence about each duplicate.
 
-    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders. A finished run is kept, else the longer
-    one.
+    ``iq.py`` and ``iq.py policy=multicategorical`` are one run in two folders. A finished run is kept, of several
+    one that was evaluated, else the longer one.
     """
     found: dict[Hashable, RunRecord] = {}
     sentences = []
-    for run in sorted(runs, key=lambda run: (run.done is None, -run.frames if run.done is None else 0, run.path)):
+    for run in sorted(runs, key=_preference):
         settings = tuple(sorted((key, _comparable(value)) for key, value in run.config.items()))
         kept = found.setdefault((run.script or run.recipe, run.env, run.seed, repr(settings)), run)
         if kept is not run:
             sentences.append(f"{run.path} is the same run as {kept.path}, which is used alone")
     kept_paths = {run.path for run in found.values()}
     return [run for run in runs if run.path in kept_paths], sentences
+
+
+def _preference(run: RunRecord) -> tuple[bool, bool, int, Path]:
+    frames = -run.frames if run.done is None else 0
+    return run.done is None, not len(run.evaluations()[0]), frames, run.path  # a damaged record has no evaluation
 
 
 def _groups_of_recipe(recipe: str, runs: list[RunRecord], by: Sequence[str] | None) -> list[Group]:

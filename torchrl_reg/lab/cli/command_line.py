@@ -29,9 +29,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from torchrl_reg.lab.analysis.documents import read_json
 from torchrl_reg.lab.cli.help import help_text
-from torchrl_reg.lab.cli.invocation import typed_words
+from torchrl_reg.lab.cli.invocation import script_folder, typed_words
 from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, options_first, quoted_overrides
-from torchrl_reg.lab.cli.sentences import sentence
+from torchrl_reg.lab.cli.sentences import sentence, with_setting
 from torchrl_reg.lab.errors import Interrupted, UserError, stop_behind, user_sentence
 from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command
@@ -94,7 +94,7 @@ def recipe(config_class: type[RecipeConfig], train: Train) -> Callable[[], None]
     """Returns the ``main()`` of a recipe: ``@hydra.main`` around ``train``, ``config_class`` in Hydra's ConfigStore.
 
     ``train`` gets an instance of ``config_class``, whose ``defaults`` are a Hydra defaults list; its groups are the
-    folders of ``conf/`` beside the script. Hydra's options work as in its manual.
+    folders of ``conf/`` beside the script, or of ours where it has none. Hydra's options work as in its manual.
 
     Added to Hydra: ``--help`` shows every setting with its comment; a run's default folder is
     ``results/<recipe>/<env>/<settings>/seed=<seed>``, and a run finished there is reported, not repeated; a user error
@@ -112,6 +112,8 @@ class _CommandLine:
         self.config_class, self.train, self.typed = config_class, train, typed_words()
         self.script = Path(inspect.getfile(train)).resolve()
         self.name, self.conf = self.script.stem, self.script.parent / "conf"
+        if not self.conf.is_dir():  # a copy of a recipe, alone
+            self.conf = script_folder("recipes") / "conf"
         self.full_errors, self.main_process = os.environ.get("HYDRA_FULL_ERROR") == "1", os.getpid()
         self.words: Sequence[str] = []
         store(self.name, config_class)
@@ -159,7 +161,11 @@ class _CommandLine:
         except Exception as error:
             if stop := stop_behind(error):
                 raise stop from None
-            message = user_sentence(error) or sentence(error, self.words, self.config_class, self.conf)
+            message = user_sentence(error)
+            if message is None:
+                message = sentence(error, self.words, self.config_class, self.conf)
+            elif not isinstance(error, UserError):
+                message = with_setting(message, self.config_class)
             # A launcher's worker must return the exception itself, not an exit code.
             if message is None or self.full_errors or os.getpid() != self.main_process:
                 raise
@@ -187,6 +193,8 @@ class _CommandLine:
         COMMAND.set(shlex.join([*(self.typed or ("python", script)), *words]))
         config = as_config(composed, self.config_class)
         validate(config)
+        if config.run.dir:  # as a shell would, which does not where it follows "run.dir="
+            config.run.dir = os.path.expanduser(config.run.dir)
         if config.run.seeds is None:
             config.run.dir = config.run.dir or str(self._folder(config, overrides))
             configs = [config]

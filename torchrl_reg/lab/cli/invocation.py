@@ -1,12 +1,20 @@
-"""The words that the user typed to start a script, for ``command.txt``, help and hints."""
+"""Where scripts lie, and the words that the user typed to start one, for ``command.txt``, help and hints."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _typed: tuple[str, ...] = ()
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def script_folder(name: str) -> Path:
+    """The folder ``recipes`` or ``slurm`` of the wheel or checkout."""
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
     quoted = []
     for word in words:
         name, _, value = word.partition("=")
-        if name == "run.dir":
+        if name.lstrip("+") == "run.dir":
             word = _quoted(word, sweeping)
         elif _is_integer(kinds.get(name)):
             word = f"{name}={re.sub(_NUMBER, _as_integer, value)}"
@@ -95,7 +95,9 @@ def _as_integer(number: re.Match[str]) -> str:
 
 def _quoted(word: str, sweeping: bool) -> str:
     name, _, value = word.partition("=")
-    if not value or value == "null" or value[0] in "'\"" or "${" in value or "\\" in value:  # in Hydra's grammar
+    if not value or value == "null" or value[0] in "'\"" or "\\" in value:  # in Hydra's grammar
+        return word
+    if "${" in value and "=" not in value:
         return word
     if re.fullmatch(r"[A-Za-z0-9_./+-]+", value) or (sweeping and "," in value and "=" not in value):
         return word

@@ -133,6 +133,17 @@ def unknown_setting(name: str, config_class: type, siblings: Iterable[object] | 
     return f"{name} is not a setting{f'; did you mean {guess}?' if guess else '; --cfg job lists all settings.'}"
 
 
+def with_setting(message: str, config_class: type) -> str:
+    """``message`` of the library, which begins with the name of an argument, with that of the setting: ``env.game``."""
+    argument, _, rest = message.partition(" ")
+    names = field_types(config_class)
+    owner, _, last = argument.rpartition(".")
+    found = [name for name in names if name.rpartition(".")[2] == last and "." in name]
+    if owner:  # NetSettings.name
+        found = [name for name in found if getattr(names[name.rpartition(".")[0]], "__name__", "") == owner]
+    return f"{found[0]} {rest}" if len(found) == 1 else message
+
+
 def _unknown_choice(conf: Path, missing: str, siblings: Sequence[str]) -> str:
     """The sentence for a missing ``group/choice``; ``siblings`` are the files that Hydra found in its folder."""
     group, _, choice = missing.partition("/")
@@ -146,6 +157,8 @@ def _unknown_choice(conf: Path, missing: str, siblings: Sequence[str]) -> str:
     hint = f" (did you mean {near[0]}?)" if near else ""
     if group == "hydra/launcher" and known == ["basic"]:
         hint = " (others come with the package hydra-submitit-launcher)"
+    if not group:  # --config-name
+        return f"--config-name must be that of a file in {conf}, got {choice}."
     if not known:
         return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
     return f"{group}={choice} is not known; choose one of {', '.join(known)}{hint}."

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from torchrl_reg.lab.cli.invocation import started_as
+from torchrl_reg.lab.cli.invocation import script_folder, started_as
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 
@@ -42,12 +42,6 @@ def run(args: argparse.Namespace) -> int:
     with started_as("torchrl-reg", args.command):
         sweep_module(args.command).main()
     return 0
-
-
-def script_folder(name: str) -> Path:
-    """The folder ``recipes`` or ``slurm`` of the wheel or checkout."""
-    inside = _PACKAGE / name
-    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 def sweep_module(name: str) -> ModuleType:
@@ -101,7 +95,7 @@ def _finished(words: Sequence[str], script: Path) -> Path | None:
     if "run.seeds" in overrides or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
         return None
     defaults = Path("results", script.stem).glob("*/*/seed=*")
-    folders = [Path(overrides["run.dir"])] if "run.dir" in overrides else defaults
+    folders = [Path(overrides["run.dir"]).expanduser()] if "run.dir" in overrides else defaults
     command = shlex.join(["torchrl-reg", "run", *words])
     try:
         for folder in folders:
