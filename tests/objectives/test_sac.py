@@ -84,7 +84,7 @@ class Pair:
         ours = self.ours.qvalue_network_params.items(True, True)
         pairs = [(mine.grad, theirs[key[2:]][int(key[1])]) for key, mine in ours]
         pairs += [(a.grad, b.grad) for a, b in self.tensors("actor_network_params") if a.requires_grad]
-        return pairs + ([(self.ours.temperature.log_value.grad, self.theirs.log_alpha.grad)] if self.adapts else [])
+        return pairs + ([(self.ours.tau_coefficient.log_value.grad, self.theirs.log_alpha.grad)] if self.adapts else [])
 
 
 def total(out: TensorDict) -> Tensor:

@@ -26,7 +26,7 @@ from torchrl_reg.modules.multicategorical import AutoregressiveMulticategorical
 from torchrl_reg.objectives.base import LossFunction, RegularizedLoss
 from torchrl_reg.objectives.binding import BoundNetwork, pointers
 from torchrl_reg.objectives.value import regularized_target
-from torchrl_reg.regularizers.coefficients import Coefficient, coefficient
+from torchrl_reg.regularizers.coefficients import Coefficient
 
 
 class PolicyLoss(RegularizedLoss):
@@ -231,7 +231,7 @@ class ActorCriticLoss(PolicyLoss):
         qvalue_network: a critic, or a list of them; each writes Q(s, a) ``[*B, 1]`` from entries with the action among
             them. With several, the smallest value counts.
         value_network: V(s), for the methods that have one.
-        temperature: the coefficient behind ``loss.tau``.
+        tau: the coefficient behind ``loss.tau``; it moves to the actor's device.
         loss_function: distance between Q(s, a) and its target; summed over the critics.
         reduction, use_prioritized_weights, weight_reduction, diagnostics: see :class:`RegularizedLoss`.
 
@@ -239,11 +239,11 @@ class ActorCriticLoss(PolicyLoss):
         ValueError: critics that are no TensorDict modules, or that do not read the action.
     """
 
+    coefficient_names = ("tau",)
     qvalue_network: CriticEnsemble
     qvalue_network_params: TensorDictParams
     _detached: Any
     target_qvalue_network_params: TensorDictParams
-    tau = coefficient("temperature", "The current temperature, in reward units; assign to schedule it.")
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class ActorCriticLoss(PolicyLoss):
         qvalue_network: TensorDictModuleBase | Sequence[TensorDictModuleBase],
         value_network: TensorDictModuleBase | None = None,
         *,
-        temperature: Coefficient,
+        tau: Coefficient,
         loss_function: LossFunction = "l2",
         **kwargs: Any,
     ) -> None:
@@ -265,11 +265,8 @@ class ActorCriticLoss(PolicyLoss):
                     f"qvalue_network must read the action {action_key!r}, got a critic that reads "
                     f"{', '.join(map(repr, critic.in_keys))}."
                 )
-        self.temperature = temperature.to(next((p.device for p in actor_network.parameters()), None))
+        self.tau_coefficient = tau.to(next((p.device for p in actor_network.parameters()), None))
         self._take_networks(actor_network, value_network, critics=ensemble)
-
-    def _coefficients(self) -> dict[str, Coefficient]:
-        return {"tau": self.temperature}
 
     def _loss_keys(self) -> list[str]:
         return ["loss_actor", "loss_qvalue"]

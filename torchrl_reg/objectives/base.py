@@ -175,6 +175,9 @@ class RegularizedLoss(NetworkLoss):
         return {name: getattr(self, f"{name}_coefficient") for name in self.coefficient_names}
 
     def _coefficient(self, name: str) -> Coefficient:
+        own: Any = self._modules.get(f"{name}_coefficient")
+        if own is not None:  # 3 us less than by the dictionary of all, which ImplicitQLoss reads six times a pass
+            return own
         found = self._coefficients()
         if name not in found:
             names = ", ".join(found) or "none"

@@ -28,7 +28,7 @@ from torchrl_reg.objectives.base import LossFunction, Reduction, WeightReduction
 from torchrl_reg.objectives.value import regularized_target
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_clip, check_flag, check_weight
-from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, entropy_temperature
+from torchrl_reg.regularizers.coefficients import as_coefficient, entropy_temperature
 
 
 class ImplicitQLoss(PolicyLoss):
@@ -100,9 +100,6 @@ class ImplicitQLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau", "alpha", "clip_min")
-    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
-    alpha = coefficient("alpha_coefficient", "The current Munchausen weight.")
-    clip_min = coefficient("clip_min_coefficient", "The current lower clip, in reward units; -inf is none.")
 
     def __init__(
         self,

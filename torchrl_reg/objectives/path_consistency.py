@@ -26,7 +26,7 @@ from torchrl_reg.objectives.base import Reduction, WeightReduction, batch_mean
 from torchrl_reg.objectives.value import check_single_steps, done_flag, terminated_flag
 from torchrl_reg.regularizers import Coefficient
 from torchrl_reg.regularizers.checks import check_flag, check_kl_weight, check_number
-from torchrl_reg.regularizers.coefficients import as_coefficient, coefficient, learnt_at_target
+from torchrl_reg.regularizers.coefficients import as_coefficient, learnt_at_target
 
 
 class PathConsistencyLoss(PolicyLoss):
@@ -92,8 +92,6 @@ class PathConsistencyLoss(PolicyLoss):
 
     coefficient_names = ("tau", "lam")
     follows_paths = True
-    tau = coefficient("tau_coefficient", "The current temperature, in reward units.")
-    lam = coefficient("lam_coefficient", "The current weight of the KL divergence, in reward units.")
 
     def __init__(
         self,

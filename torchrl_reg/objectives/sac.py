@@ -28,7 +28,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
 
     With a ``target_entropy`` the temperature is a :class:`~torchrl_reg.regularizers.DualCoefficient`, which
     ``loss_alpha = ln tau (H(pi) - target_entropy)`` raises while the policy's entropy is below the target; its
-    parameter is ``loss.temperature.log_value``.
+    parameter is ``loss.tau_coefficient.log_value``.
 
     Args:
         actor_network: the policy, with reparametrized samples: :func:`~torchrl_reg.modules.box_actor`,
@@ -68,7 +68,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
     ...              "terminated": torch.zeros(8, 1, dtype=torch.bool)}}, [8]))
     >>> out = loss(data)
     >>> out["loss_alpha"].backward()
-    >>> bool((loss.temperature.log_value.grad - (out["entropy"] + 2.0)).abs() < 1e-5)
+    >>> bool((loss.tau_coefficient.log_value.grad - (out["entropy"] + 2.0)).abs() < 1e-5)
     True
     """
 
@@ -84,13 +84,13 @@ class SoftActorCriticLoss(ActorCriticLoss):
         **kwargs: Any,
     ) -> None:
         check_actor(actor_network)
-        temperature = entropy_temperature(tau, target_entropy)
-        super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        tau = entropy_temperature(tau, target_entropy)
+        super().__init__(actor_network, qvalue_network, tau=tau, loss_function=loss_function, **kwargs)
         self.straight_through = check_flag(straight_through, "straight_through")
         self.make_value_estimator()
 
     def _loss_keys(self) -> list[str]:
-        learnt = ["loss_alpha"] if self.temperature.is_learnt else []
+        learnt = ["loss_alpha"] if self.tau_coefficient.is_learnt else []
         return [*super()._loss_keys(), *learnt, "alpha", "entropy"]
 
     @dispatch
@@ -113,7 +113,7 @@ class SoftActorCriticLoss(ActorCriticLoss):
         losses = {"loss_qvalue": loss_qvalue, "loss_actor": tau * log_pi - q}
         entropy = -log_pi.detach()
         statistic = batch_mean(entropy, mask).expand_as(entropy) if in_process_group() else entropy
-        loss_alpha = self.temperature.objective(statistic)
+        loss_alpha = self.tau_coefficient.objective(statistic)
         if loss_alpha is not None:
             losses["loss_alpha"] = loss_alpha
         rows = {"td_error": td_error.abs().mean(0), "value": q}

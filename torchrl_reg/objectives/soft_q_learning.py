@@ -124,8 +124,8 @@ class SoftQLearningLoss(ActorCriticLoss):
                 "proposal='actor' needs a sampler with a density, such as a FlowActor, got "
                 f"{type(actor_network).__name__}."
             )
-        temperature = as_coefficient(tau, name="tau", check=check_temperature)
-        super().__init__(actor_network, qvalue_network, temperature=temperature, loss_function=loss_function, **kwargs)
+        tau = as_coefficient(tau, name="tau", check=check_temperature)
+        super().__init__(actor_network, qvalue_network, tau=tau, loss_function=loss_function, **kwargs)
         self.num_value_samples, self.num_particles = num_value_samples, num_particles
         self.proposal, self.form = proposal, form
         lattice = lattice_points(num_value_samples, len(actor_network.low)).to(actor_network.low)

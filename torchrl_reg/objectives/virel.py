@@ -117,17 +117,8 @@ class VIRELLoss(ActorCriticLoss):
         self._check_mode(mode, beta_scale, value_network)
         if error_network not in ("target", "online"):
             raise ValueError(f"error_network must be 'target' or 'online', got {error_network!r}.")
-        temperature = learnt_temperature(
-            tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min, tau_max=tau_max
-        )
-        super().__init__(
-            actor_network,
-            qvalue_network,
-            value_network,
-            temperature=temperature,
-            loss_function=loss_function,
-            **kwargs,
-        )
+        tau = learnt_temperature(tau, beta_scale, exponent=exponent, rate=rate, tau_min=tau_min, tau_max=tau_max)
+        super().__init__(actor_network, qvalue_network, value_network, tau=tau, loss_function=loss_function, **kwargs)
         self.exponent, self.beta_scale, self.tau_min, self.mode = float(exponent), beta_scale, tau_min, mode
         self.error_network = error_network
         self.make_value_estimator()
@@ -154,7 +145,7 @@ class VIRELLoss(ActorCriticLoss):
         """
         if isinstance(statistic, Mapping | TensorDictBase):
             statistic = statistic["bellman_error"]
-        self.temperature.observe(statistic)
+        self.tau_coefficient.observe(statistic)
 
     @torch.no_grad()
     def bellman_error(self, tensordict: TensorDictBase) -> Tensor:
