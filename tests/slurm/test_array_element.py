@@ -57,6 +57,15 @@ def test_runs_go_side_by_side_and_a_second_call_does_nothing(tmp_path):
     assert lives(tmp_path) == lives(tmp_path, "r1") == 1 and not (tmp_path / "r0.failed").exists()
 
 
+def test_relative_paths_are_below_the_folder_of_the_launch(tmp_path):
+    (tmp_path / "launched").mkdir()
+    reads = "import os; (run / os.path.basename(os.getcwd())).write_text('x'); " + DONE
+    element(tmp_path, reads, launched_from=str(tmp_path / "launched"))()
+    assert (tmp_path / "r0/launched").exists()
+    element(tmp_path / "other", reads, launched_from=str(tmp_path / "gone"))()
+    assert (tmp_path / "other/r0/other").exists(), "the folder of the code"
+
+
 def test_an_element_runs_the_code_that_was_launched_and_no_other(tmp_path):
     copy = tmp_path / "copy"
     (copy / "recipes").mkdir(parents=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ import tiny_dqn
 import torch
 from tensordict import TensorDict
 
+from torchrl_reg.envs import EnvSettings
 from torchrl_reg.lab import RecipeConfig, recipe
 from torchrl_reg.lab.cli import command_line as signals
+from torchrl_reg.lab.cli.sentences import with_setting
 from torchrl_reg.lab.errors import Interrupted, UserError
+from torchrl_reg.modules import NetSettings
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (Interrupted(signal.SIGTERM), 143)])
@@ -142,6 +146,50 @@ def test_a_sweep_runs_every_seed_in_its_own_folder(command):
     assert (code, err) == (0, "")
     folder = "results/tiny_dqn/cartpole/algo.total_frames={}/seed={}"
     assert [cfg.run.dir for cfg in seen] == [folder.format(n, seed) for seed in (0, 3) for n in (1000, 2500)]
+
+
+def test_a_sweep_that_a_later_run_would_end_does_not_begin(command, tmp_path):
+    code, err, seen = command("-m", "algo.gamma=0.5,2")
+    assert (code, seen) == (1, []) and err == "algo.gamma must be in [0, 1], got 2.0.\n"
+    code, err, seen = command("-m", "run.dir=fixed", "run.seed=0,1")
+    assert (code, seen) == (1, [])
+    assert err == "run.dir must be another folder for each run of -m, got fixed for several.\n"
+    assert [cfg.run.dir for cfg in command("-m", "run.dir='at/${run.seed}'", "run.seed=0,1")[2]] == ["at/0", "at/1"]
+
+
+@pytest.mark.parametrize("words", ["run.dir=a=b", "+run.dir=a=b", "++run.dir=a=b", "run.dir=a=${run.seed}"])
+def test_a_folder_may_have_an_equals_sign(command, words):
+    assert command(words)[2].run.dir in ("a=b", "a=0")
+
+
+def test_a_folder_below_home(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert command("run.dir=~/runs/x")[2].run.dir == str(tmp_path / "home/runs/x")
+
+
+def test_a_copy_of_a_recipe_takes_our_groups(command, tmp_path):
+    copy = tmp_path / "mine/tiny_dqn.py"
+    copy.parent.mkdir()
+    shutil.copy(tiny_dqn.__file__, copy)
+    code, err, _ = command("env=breakout", script=copy)
+    assert code == 1 and err.startswith("env=breakout is not known; choose one of ") and "minatar/breakout" in err
+    code, err, _ = command("--config-name", "foo")
+    assert code == 1 and re.fullmatch(r"--config-name must be that of a file in .*/conf, got foo\.\n", err)
+
+
+def test_an_argument_of_the_library_is_named_as_a_setting():
+    @dataclass
+    class Config(RecipeConfig):
+        env: EnvSettings = field(default_factory=lambda: EnvSettings("cartpole"))
+        net: NetSettings = field(default_factory=NetSettings)
+
+    for said, named in (
+        ("game must be one of", "env.game must be one of"),
+        ("NetSettings.name must be", "net.name must be"),
+        ("name must be", "name must be"),  # of which
+        ("tau must be", "tau must be"),
+    ):
+        assert with_setting(f"{said} x, got y.", Config) == f"{named} x, got y."
 
 
 QUICK = ["run.device=cpu", "run.progress=false", "run.eval_episodes=1", "algo.total_frames=64"]

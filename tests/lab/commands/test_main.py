@@ -192,6 +192,14 @@ def test_a_reader_that_goes_away_is_no_error(runs):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_a_full_disk_is_one_sentence(runs):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "torchrl_reg.lab.commands.main", "table", str(runs)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "torchrl-reg: [Errno 28] No space left on device\n")
+
+
 def test_an_output_that_cannot_be_written_is_one_sentence(ask, runs):
     page = runs / "nowhere/page.md"
     code, _, err = ask("results", runs, "--page", page)

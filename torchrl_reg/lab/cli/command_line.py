@@ -30,7 +30,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torchrl_reg.lab.analysis.documents import read_json
 from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import script_folder, typed_words
-from torchrl_reg.lab.cli.overrides import default_folder, effective_overrides, options_first, quoted_overrides
+from torchrl_reg.lab.cli.overrides import (
+    default_folder,
+    effective_overrides,
+    options_first,
+    quoted_overrides,
+    runs_of_sweep,
+)
 from torchrl_reg.lab.cli.sentences import sentence, with_setting
 from torchrl_reg.lab.errors import Interrupted, UserError, stop_behind, user_sentence
 from torchrl_reg.lab.printable import say
@@ -128,6 +134,7 @@ class _CommandLine:
             if {"--help", "-h"} & set(self.words):
                 composed = self._composed([word for word in sys.argv[1:] if not word.startswith("-")])
                 return say(help_text(self.config_class, self.train, self.conf, composed))
+            self._check_sweep(runs_of_sweep(sys.argv[1:]))
             entry = hydra.main(version_base="1.3", config_path=str(self.conf), config_name=self.name)(self._job)
             try:
                 os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints a multi-line message and exits
@@ -183,6 +190,16 @@ class _CommandLine:
             config = as_config(self._composed(quoted_overrides(self.words, self.config_class)), self.config_class)
             validate(config)
             print(json.dumps(dataclasses.asdict(config), default=str))
+
+    def _check_sweep(self, runs: Sequence[Sequence[str]]) -> None:
+        """Refuses what a later run of a multirun could not do, before the first one trains for hours."""
+        folders: set[str] = set()
+        for overrides in runs:
+            config = as_config(self._composed(overrides), self.config_class)
+            validate(config)
+            if (folder := config.run.dir) in folders:
+                raise UserError(f"run.dir must be another folder for each run of -m, got {folder} for several.")
+            folders |= {folder} if folder else set()
 
     def _run(self, composed: DictConfig) -> float | None:
         """Trains one seed, or several together; returns the mean objective over the seeds, for a Hydra sweeper."""

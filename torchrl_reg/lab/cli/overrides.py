@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # how it splits a sweep has no public form
 from hydra._internal.utils import get_args_parser  # Hydra's options have no public list
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_reg.lab.cli.groups import field_types
@@ -65,6 +67,20 @@ def options_first(words: Sequence[str]) -> list[str]:
         raise UserError(f"{word} is not an option; settings are written name=value, without dashes.")
     overrides = list(found.overrides)
     return [word for word in words if word not in overrides] + overrides
+
+
+def runs_of_sweep(words: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run of a multirun by Hydra's own sweeper; none for another sweeper.
+
+    >>> runs_of_sweep(["-m", "algo.tau=0.1,1", "run.seed=3"])
+    [['algo.tau=0.1', 'run.seed=3'], ['algo.tau=1', 'run.seed=3']]
+    """
+    chosen = get_args_parser().parse_args(list(words))
+    if not chosen.multirun or any(word.lstrip("+").startswith("hydra/sweeper") for word in chosen.overrides):
+        return []
+    overrides = [word for word in chosen.overrides if not word.lstrip("+~").startswith("hydra")]
+    (runs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    return runs
 
 
 def _check_preset(words: Iterable[str], config_class: Any) -> None:
