@@ -132,6 +132,8 @@ ATTRIBUTES = {
     "torchrl.objectives.LossModule": {
         "_AcceptedKeys": "declares what set_keys accepts",
         "_forward_value_estimator_keys": "overridden: set_keys also reaches the estimator's action and action_value",
+        "_set_in_keys": "overridden: set_keys calls it by this name",
+        "_in_keys": "what TensorDictModuleBase.in_keys reads",
         "_default_device": "device of the coefficients",
         "_reduce_loss": "reduction, masks and priority weights as in every loss of TorchRL",
         "_loss_mask_keys": "rows outside the mask must not send NaN through the target",
@@ -149,7 +151,9 @@ ATTRIBUTES = {
         "_source_names": "names of the online parameters of each network",
         "_target_names": "names of the target parameters of each network",
     },
-    "torchrl.modules.EGreedyModule": {"_spec": "the spec as given, by which a cached function of random actions is kept"},
+    "torchrl.modules.EGreedyModule": {
+        "_spec": "the spec as given, by which a cached function of random actions is kept"
+    },
     "torchrl.data.ReplayBuffer": {
         "_extend": "extend without the copy of rows for transforms, where there are none",
         "_transform": "whether there are",
@@ -164,7 +168,8 @@ ATTRIBUTES = {
         "_bump_mutation_revision": "marks the rows as changed",
         "_max_size_along_dim0": "rows of the ring, which has a dimension of environments, too",
         "_empty": "overridden: what is kept beside the rows is emptied with them",
-        "_init_standard": "overridden: frames are stored once, so that the rows need other entries",
+        "_init_standard": "overridden: the entries of the rows are known once there are some",
+        "_default_checkpointer": "overridden: saves what is kept beside the rows",
     },
     # What a sampler that draws and writes priorities itself must share with the C++ one.
     "torchrl.data.PrioritizedSampler": {
@@ -191,11 +196,14 @@ ATTRIBUTES = {
     "torchrl.envs.GymWrapper": {"_env": "the gymnasium environment, stepped without tensordicts"},
     "torchrl.envs.Transform": {"_inv_call": "overridden: n-step windows are built when data enter a buffer"},
     "gymnasium.vector.SyncVectorEnv": {
+        "_env_obs": "the observation of each environment, set when one is restored",
+        "_observations": "the same, stacked",
         "_terminations": "flags of the last step, false after a restored one",
         "_truncations": "the same",
         "_autoreset_envs": "the same of environments that would be reset",
     },
     # Imported by the laboratory, the only place that may import Hydra.
+    "hydra._internal.core_plugins.basic_sweeper": {"BasicSweeper": "how it splits a sweep has no public form"},
     "hydra._internal.utils": {"get_args_parser": "Hydra's options have no public list"},
 }
 
