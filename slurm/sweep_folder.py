@@ -22,6 +22,7 @@ from slurm.snapshot import Code
 from slurm.sweep import flat, planned_runs
 from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.lock import LockedError, acquire, is_locked
 
 _LOCK = ".launch.lock"
@@ -105,9 +106,7 @@ class SweepFolder:
     def write(self, sweep: Mapping[str, Any], code: Code) -> None:
         """Writes ``sweep.yaml``."""
         text = yaml.safe_dump({"name": self.path.name, **sweep, "code": asdict(code)}, sort_keys=False)
-        partial = self.path / f".sweep.yaml.{os.getpid()}"
-        partial.write_text(text)
-        partial.replace(self.path / "sweep.yaml")
+        write_atomically(self.path / "sweep.yaml", text)
 
     def remove(self) -> None:
         """Removes the files of a refused launch, and nothing else."""

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_reg.envs import EnvSettings
-from torchrl_reg.lab.run.files import pack_arrays, unpack_arrays
+from torchrl_reg.lab.run.packing import pack_arrays, unpack_arrays
 
 # Short episodes, so that later resets happen; much stickiness, so that a stale action shows.
 SHORT = {

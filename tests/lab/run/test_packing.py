@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from torchrl_reg.lab.run.files import own_memory, pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
+from torchrl_reg.lab.run.packing import own_memory, pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 
 
 def _file_of(data: Any) -> io.BytesIO:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike
 from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
 from torchrl_reg.lab.errors import UserError
+from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import with_targets
 from torchrl_reg.lab.run.settings import WITHOUT_EFFECT
 
@@ -211,9 +211,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         shared, last = bases[row["script"]] | group | {"config": row["config"]}, row["digest"]
         lines.append({name: value for name, value in row.items() if name not in shared or shared[name] != value})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    write_atomically(path, "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 def _config_changes(base: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,17 +26,9 @@ from torchrl_reg.lab.learners.collection import truncate_episodes
 from torchrl_reg.lab.learners.replay import Chunk, ReplayChunks
 from torchrl_reg.lab.run.base_run import BaseRun
 from torchrl_reg.lab.run.divergence import FiniteWatch
-from torchrl_reg.lab.run.files import (
-    own_memory,
-    pack_arrays,
-    pack_tensordict,
-    partial_path,
-    publish,
-    unpack_arrays,
-    unpack_tensordict,
-    write_error_advice,
-)
+from torchrl_reg.lab.run.files import partial_path, publish, write_error_advice
 from torchrl_reg.lab.run.logger import RunLogger
+from torchrl_reg.lab.run.packing import own_memory, pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
 from torchrl_reg.lab.run.streams import seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
 

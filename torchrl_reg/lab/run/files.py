@@ -1,17 +1,10 @@
-"""Atomic writes, and TensorDicts and NumPy arrays as plain data for checkpoints."""
+"""Writes files such that a crash leaves the old or the new content. No torch: array elements and analysis import it."""
 
 from __future__ import annotations
 
 import errno
 import os
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from tensordict import TensorDict, TensorDictBase
-
-from torchrl_reg.compat import tree_map, tree_map_only
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -58,49 +51,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_ARRAY = "numpy array"
-
-
-def pack_tensordict(tensordict: TensorDictBase) -> dict[str, Any]:
-    """Copies of the leaves on the CPU, and the batch size."""
-    leaves = tensordict.items(include_nested=True, leaves_only=True)
-    entries = [(key, value.detach().cpu().clone()) for key, value in leaves]
-    return {"batch_size": tensordict.batch_size, "entries": entries}
-
-
-def unpack_tensordict(packed: dict[str, Any], device: torch.device | None = None) -> TensorDict:
-    """The inverse of :func:`pack_tensordict`, with leaves on ``device`` (default: the CPU)."""
-    entries = {key: value if device is None else value.to(device) for key, value in packed["entries"]}
-    return TensorDict(entries, packed["batch_size"])  # type: ignore[arg-type]
-
-
-def pack_arrays(data: Any) -> Any:
-    """``data`` with every NumPy array in its lists, tuples and dicts as a tensor."""
-    return tree_map(_packed, data)
-
-
-def _packed(leaf: object) -> object:
-    if isinstance(leaf, np.ndarray):
-        return {_ARRAY: torch.from_numpy(leaf.copy())}
-    return leaf.item() if isinstance(leaf, np.generic) else leaf
-
-
-def unpack_arrays(data: Any) -> Any:
-    """The inverse of :func:`pack_arrays`."""
-    return tree_map(lambda leaf: leaf[_ARRAY].numpy() if _is_array(leaf) else leaf, data, is_leaf=_is_array)
-
-
-def _is_array(node: object) -> bool:
-    return isinstance(node, dict) and node.keys() == {_ARRAY}
-
-
-def own_memory(state: Any) -> Any:
-    """``state`` with copies of tensors that view a larger one: torch.save would write the whole of it."""
-    return tree_map_only(torch.Tensor, _copy_of_view, state)
-
-
-def _copy_of_view(tensor: torch.Tensor) -> torch.Tensor:
-    is_view = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
-    return tensor.clone() if is_view else tensor
