@@ -313,6 +313,9 @@ def test_orthogonal_weights_and_pytorchs_own() -> None:
         (lambda: MinAtarCNN(4, padding="full"), "padding must be 'valid' or 'same', got 'full'"),
         (lambda: MinAtarCNN(4, initialization="he"), "initialization must be .* got 'he'"),
         (lambda: NatureCNN()(torch.zeros(2, 84, 84, 4)), r"images of shape \[\*B, 4, 84, 84\], got \[2, 84, 84, 4\]"),
+        (lambda: NetSettings("foo").validate(), "NetSettings.name must be one of mlp, .* got 'foo'"),
+        (lambda: NetSettings(initialization="he").validate(), "NetSettings.initialization must be .* got 'he'"),
+        (lambda: NetSettings(quantile_initialization="he").validate(), "quantile_initialization must be .* got 'he'"),
         (lambda: MinAtarCNN(4)(torch.zeros(10, 10)), r"shape \[\*B, 4, 10, 10\], got \[10, 10\]"),
     ],
 )

@@ -44,9 +44,7 @@ def initialize_weights(module: Network, initialization: Initialization | str) ->
     Raises:
         ValueError: another name.
     """
-    if initialization not in get_args(Initialization):
-        *others, last = map(repr, get_args(Initialization))
-        raise ValueError(f"initialization must be {', '.join(others)} or {last}, got {initialization!r}.")
+    _check_initialization("initialization", initialization)
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     for layer in layers if initialization != "default" else ():
         own = dict(layer.named_parameters())  # under a spectral norm `layer.weight` is a copy
@@ -55,6 +53,12 @@ def initialize_weights(module: Network, initialization: Initialization | str) ->
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return module
+
+
+def _check_initialization(argument: str, got: str) -> None:
+    if got not in get_args(Initialization):
+        *others, last = map(repr, get_args(Initialization))
+        raise ValueError(f"{argument} must be {', '.join(others)} or {last}, got {got!r}.")
 
 
 def _draw(weight: Tensor, initialization: str, last: bool) -> None:
@@ -365,11 +369,16 @@ class NetSettings:
     input_high: list[float] = field(default_factory=list)
 
     def validate(self) -> None:
-        """Checks all sizes, also those that the chosen network does not use.
+        """Checks names and sizes, also those that the chosen network does not use.
 
         Raises:
-            ValueError: one is too small.
+            ValueError: an unknown name, or a size that is too small.
         """
+        if self.name not in _DIMS:
+            raise ValueError(f"NetSettings.name must be one of {', '.join(_DIMS)}, got {self.name!r}.")
+        _check_initialization("NetSettings.initialization", self.initialization)
+        if self.quantile_initialization:
+            _check_initialization("NetSettings.quantile_initialization", self.quantile_initialization)
         if min(self.num_cells, default=1) < 1:
             raise ValueError(f"NetSettings.num_cells must list widths >= 1, got {list(self.num_cells)}.")
         if self.layer_norm_eps <= 0 or self.image_divisor <= 0:
@@ -537,8 +546,6 @@ def _head(
 def _torso(settings: NetSettings, shape: torch.Size, *, rescaled: bool) -> tuple[list[nn.Module], int]:
     """Layers from the observation to a vector, and its width."""
     settings.validate()
-    if settings.name not in _DIMS:
-        raise ValueError(f"NetSettings.name must be one of {', '.join(_DIMS)}, got {settings.name!r}.")
     sides = [_SIDES[settings.name]] * 2 if settings.name in _SIDES else []
     if len(shape) != _DIMS[settings.name] or list(shape[1:]) != sides:
         fitting = " or ".join(f"net={name}" for name, side in _SIDES.items() if tuple(shape[1:]) == (side, side))
