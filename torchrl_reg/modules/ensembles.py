@@ -222,6 +222,11 @@ def stack_as_views(singles: Sequence[Tensor]) -> Tensor:
     return together
 
 
+def pointers(tensors: Sequence[Tensor]) -> list[int]:
+    """Where the tensors lie: assigning to a parameter's ``data`` moves it, and it stays the same parameter."""
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 def stack_layers(network: nn.Module) -> None:
     """Changes the layers of ``network`` in place into stacked ones, ready for parameters ``[S, ...]``.
 

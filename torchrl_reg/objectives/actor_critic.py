@@ -19,12 +19,12 @@ from torchrl.objectives.utils import distance_loss
 from torchrl_reg.compat import fast_get
 from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
-from torchrl_reg.modules.ensembles import CriticEnsemble, is_plain
+from torchrl_reg.modules.ensembles import CriticEnsemble, is_plain, pointers
 from torchrl_reg.modules.flow import FlowDistribution
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.modules.multicategorical import AutoregressiveMulticategorical
 from torchrl_reg.objectives.base import LossFunction, RegularizedLoss
-from torchrl_reg.objectives.binding import BoundNetwork, pointers
+from torchrl_reg.objectives.binding import BoundNetwork
 from torchrl_reg.objectives.value import regularized_target
 from torchrl_reg.regularizers.coefficients import Coefficient
 

@@ -22,7 +22,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import hold_out_net
 
 from torchrl_reg.compat import BatchNorm, fast_get, wrapped_tensordict
-from torchrl_reg.modules.ensembles import is_plain
+from torchrl_reg.modules.ensembles import is_plain, pointers
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.regularizers.checks import exact_where_possible
 
@@ -240,11 +240,6 @@ def action_values(
     inputs = tensordict.select(*network.in_keys, strict=False)
     with hold_out_net(network) if params is None else params.to_module(network, preserve_module_state=False):
         return network(inputs).get(key)
-
-
-def pointers(tensors: list[Tensor]) -> list[int]:
-    """Where the tensors lie: assigning to a parameter's ``data`` moves it, and it stays the same parameter."""
-    return [tensor.data_ptr() for tensor in tensors]
 
 
 def _same_tensors(one: TensorDictBase, other: TensorDictBase) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
-from torchrl_reg.objectives.binding import pointers
+from torchrl_reg.modules.ensembles import pointers
 from torchrl_reg.regularizers.checks import as_number
 
 #: Buffers that are drawn, not learnt: those of NoisyLinear.

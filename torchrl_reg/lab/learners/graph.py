@@ -28,6 +28,7 @@ from torchrl_reg.compat import (
     updater_warning,
 )
 from torchrl_reg.lab.errors import first_line
+from torchrl_reg.modules.ensembles import pointers
 from torchrl_reg.regularizers import Coefficient
 
 #: Named entries, and the gradients of the parameters where they are not used up inside.
@@ -463,8 +464,3 @@ class _Reach:
 def _is_harmless(hook: Any) -> bool:
     """True if a graph may omit the hook: a check of the data, made by the caller, or TorchRL's warning."""
     return hook is updater_warning or getattr(hook, "only_checks", False)
-
-
-def pointers(tensors: Sequence[Tensor]) -> list[int]:
-    """The addresses of the tensors."""
-    return [tensor.data_ptr() for tensor in tensors]
