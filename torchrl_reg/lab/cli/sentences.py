@@ -62,7 +62,7 @@ def sentence(error: Exception, words: Sequence[str], config_class: type, conf: P
             return message
     for one in errors:
         if isinstance(one, OmegaConfBaseException) and one.full_key:
-            return _setting_error(one, config_class)
+            return _setting_error(one, config_class, conf)
     return f"{' '.join(str(error).split()).rstrip('.')}."
 
 
@@ -85,12 +85,12 @@ def _is_from_hydra(error: Exception) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException) or module.startswith("hydra.")
 
 
-def _setting_error(error: OmegaConfBaseException, config_class: type) -> str:
+def _setting_error(error: OmegaConfBaseException, config_class: type, conf: Path) -> str:
     """The sentence for an error in the setting ``error.full_key``."""
     name = str(error.full_key)
     kind = field_types(config_class).get(name.partition("[")[0])
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return unknown_setting(name, config_class, error.parent_node)
+        return unknown_setting(name, config_class, error.parent_node, conf)
     if isinstance(error, InterpolationResolutionError):
         return f"{name} cannot be resolved: {_first_line(error)}."
     if isinstance(error, MissingMandatoryValue):
@@ -120,10 +120,18 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
-def unknown_setting(name: str, config_class: type, siblings: Iterable[object] | None = None) -> str:
-    """``algo.taau is not a setting; did you mean algo.tau?``; ``siblings`` are the settings of the same group."""
+def unknown_setting(
+    name: str, config_class: type, siblings: Iterable[object] | None = None, conf: Path | None = None
+) -> str:
+    """``algo.taau is not a setting; did you mean algo.tau?``; ``siblings`` are the settings of the same group.
+
+    Of a group in ``conf`` the choices that have the setting are named.
+    """
     known, (above, _, last) = field_types(config_class), name.rpartition(".")
     if above and not dataclasses.is_dataclass(known.get(above)):  # keys of a mapping are not declared
+        files = sorted((conf / above).glob("*.yaml")) if conf is not None else []
+        if having := [file.stem for file in files if re.search(rf"^{last}:", file.read_text(), re.MULTILINE)]:
+            return f"{name} is not set here, but by {' or '.join(f'{above}={each}' for each in having)}."
         near = difflib.get_close_matches(last, map(str, siblings or ()), n=1)
         return f"{name} is not set here; " + (f"did you mean {above}.{near[0]}?" if near else f"+{name}=... adds it.")
     by_end = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
