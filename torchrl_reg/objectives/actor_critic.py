@@ -19,7 +19,7 @@ from torchrl.objectives.utils import distance_loss
 from torchrl_reg.compat import fast_get
 from torchrl_reg.functional.soft import at_least_float32
 from torchrl_reg.modules import Multicategorical
-from torchrl_reg.modules.ensembles import CriticEnsemble, is_plain, pointers
+from torchrl_reg.modules.ensembles import CriticEnsemble, is_plain
 from torchrl_reg.modules.flow import FlowDistribution
 from torchrl_reg.modules.layers import layer_by_layer
 from torchrl_reg.modules.multicategorical import AutoregressiveMulticategorical
@@ -240,9 +240,9 @@ class ActorCriticLoss(PolicyLoss):
     """
 
     coefficient_names = ("tau",)
+    _detached_names = ("qvalue_network",)
     qvalue_network: CriticEnsemble
     qvalue_network_params: TensorDictParams
-    _detached: Any
     target_qvalue_network_params: TensorDictParams
 
     def __init__(
@@ -280,33 +280,14 @@ class ActorCriticLoss(PolicyLoss):
         kind = BoundCritics if name == "qvalue_network" else BoundNetwork
         return kind(getattr(self, name), params, private=private)
 
-    def _bind(self) -> None:
-        super()._bind()
-        self.__dict__["_detached"] = None
-        if self._bound_networks is not None:
-            # A copy of the critics that shares their memory, but whose parameters need no gradient.
-            params = self.qvalue_network_params
-            leaves = [*params.values(True, True)]
-            copied = BoundCritics(self.qvalue_network, params.data, private=True)
-            self.__dict__["_detached"] = (copied, leaves, pointers(leaves))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_detached": None}
-
     def _detached_critics(self, tensordict: TensorDictBase) -> BoundCritics:
         """The online critics, whose parameters get no gradient."""
         online, _ = self._bound(tensordict, "qvalue_network")
-        if online is not self._bound_networks["qvalue_network"][0]:  # type: ignore[index]
-            return self._detached[0].at(self.qvalue_network_params.apply(lambda tensor: tensor.detach()))
-        # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the copy.
-        _, leaves, memory = self._detached
-        if not torch.compiler.is_compiling() and pointers(leaves) != memory:
-            self._bind()
-        return self._detached[0]
+        return self._detached("qvalue_network", online)
 
     def _q(self, bound: BoundCritics, states: TensorDictBase, action: Tensor) -> Tensor:
         """Q(s, a) of every critic ``[C, *B]``, or ``[C, *B, K]`` of actions ``[*B, K, D]``, in the critics' dtype."""
-        action = action.to(self._detached[1][0].dtype)
+        action = action.to(self._copies["qvalue_network"][1][0].dtype)
         if action.ndim > states.ndim + 1:
             keys = [key for key in bound.network.in_keys if key != self.tensor_keys.action]
             states = states.select(*keys).unsqueeze(-1).expand(action.shape[: states.ndim + 1])

@@ -173,9 +173,12 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
     """
 
     _network_names: ClassVar[tuple[str, ...]] = ("value_network",)
+    #: Those that are read by :meth:`_detached` although they have a target network.
+    _detached_names: ClassVar[tuple[str, ...]] = ()
+    #: The online network, and the target network or None.
     _bound_networks: dict[str, tuple[Any, Any]] | None
-    #: Where the parameters of networks without a target lay when they were bound.
-    _memory: dict[str, tuple[list[Tensor], list[int]]]
+    #: Online networks without gradients, the tensors whose memory they share, and where these lay then.
+    _copies: dict[str, tuple[Any, list[Tensor], list[int]]]
     #: The exploration type inside ``forward``, one for all threads: a policy that acts in another one explores.
     deterministic_sampling_mode = ExplorationType.RANDOM
 
@@ -184,41 +187,50 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
 
     def _bind(self) -> None:
         groups = {name: getattr(self, f"{name}_params") for name in self._network_names}
-        self._bound_networks, self._memory = None, {}
-        if not any(nn.parameter.is_lazy(p) for group in groups.values() for p in group.parameters()):
-            self._bound_networks = {
-                name: (self._make_bound(name, group, False), self._make_bound(name, self._target_params(name), True))
-                for name, group in groups.items()
-            }
+        self._bound_networks, self._copies = None, {}
+        if any(nn.parameter.is_lazy(p) for group in groups.values() for p in group.parameters()):
+            return
+        self._bound_networks = {
+            name: (self._make_bound(name, group, False), self._bound_target(name)) for name, group in groups.items()
+        }
+        for name, (_, target) in self._bound_networks.items():
+            if target is None or name in self._detached_names:
+                self._copy(name)
 
-    def _target_params(self, name: str = "value_network") -> TensorDictBase:
+    def _bound_target(self, name: str) -> Any:
         # Not self.target_*, which warns until there is an updater (forward warns, too), unless it has to fill in lazy
-        # parameters. Without a target network TorchRL reads `params.data`, which vmap refuses.
+        # parameters.
         params = self._modules.get(f"target_{name}_params")
-        if params is None:
-            return getattr(self, f"{name}_params").apply(lambda tensor: tensor.detach())
-        return getattr(self, f"target_{name}_params") if getattr(params, "uninitialized_keys", None) else params
+        if getattr(params, "uninitialized_keys", None):
+            params = getattr(self, f"target_{name}_params")
+        return None if params is None else self._make_bound(name, params, True)
+
+    def _copy(self, name: str) -> None:
+        params = self._modules[f"{name}_params"]
+        leaves = list(params.values(True, True))
+        self._copies[name] = (self._make_bound(name, params.data, True), leaves, pointers(leaves))
 
     def _bound(self, tensordict: TensorDictBase, name: str = "value_network") -> tuple[Any, Any]:
+        """The online network, and its target network, or the online one without gradients."""
         if self._bound_networks is None:  # lazy: one pass gives the parameters their shapes
             with torch.no_grad():
                 for network in (getattr(self, n) for n in self._network_names):
                     network(tensordict.select(*network.in_keys))
             self._bind()
         first, target = self._bound_networks[name]  # type: ignore[index]
-        online = first.at(self._modules[f"{name}_params"])
-        params = self._modules.get(f"target_{name}_params")
-        if params is not None:
-            return online, target.at(params)
-        # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the detached.
-        if online is first and not torch.compiler.is_compiling():
-            if name not in self._memory:
-                leaves = list(self._modules[f"{name}_params"].parameters())
-                self._memory[name] = (leaves, pointers(leaves))
-            elif pointers(self._memory[name][0]) != self._memory[name][1]:
-                self._bind()
-                return self._bound(tensordict, name)
-        return online, target if online is first else target.at(self._target_params(name))
+        online, params = first.at(self._modules[f"{name}_params"]), self._modules.get(f"target_{name}_params")
+        return online, self._detached(name, online) if params is None else target.at(params)
+
+    def _detached(self, name: str, online: Any) -> Any:
+        """``online`` of :meth:`_bound`, whose parameters get no gradient: a copy that shares their memory."""
+        copied, leaves, memory = self._copies[name]
+        if online is not self._bound_networks[name][0]:  # type: ignore[index]
+            # Not `params.data`, which vmap refuses.
+            return copied.at(self._modules[f"{name}_params"].apply(lambda tensor: tensor.detach()))
+        # Parameters that were given other memory (`p.data = ...`) are the same parameters for all but the copy.
+        if not torch.compiler.is_compiling() and pointers(leaves) != memory:
+            self._copy(name)
+        return self._copies[name][0]
 
     def _apply(self, fn: Any) -> Any:
         super()._apply(exact_where_possible(fn))
@@ -226,7 +238,7 @@ class NetworkLoss(LossModule, metaclass=_InheritsForward):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bound_networks": None, "_memory": {}}
+        return {**self.__dict__, "_bound_networks": None, "_copies": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
