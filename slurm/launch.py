@@ -28,9 +28,9 @@ try:
     import yaml
     from hydra.core.config_store import ConfigStore
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from omegaconf import MISSING, DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     from slurm.arms import compared_runs, composed, covering, differences, table
     from slurm.array_element import ArrayElement
@@ -43,7 +43,8 @@ try:
     from slurm.sweep_folder import Submitted, SweepFolder
     from torchrl_reg.lab.cli.field_comments import descriptions
     from torchrl_reg.lab.cli.invocation import as_typed
-    from torchrl_reg.lab.errors import UserError
+    from torchrl_reg.lab.cli.sentences import sentence
+    from torchrl_reg.lab.errors import UserError, first_line
     from torchrl_reg.lab.run.folder import is_done
 except ImportError as error:
     needs = f"launch needs {error.name}, got none: pip install 'torchrl_reg[recipes,slurm,report]'."
@@ -181,41 +182,38 @@ def _show_differences(runs: list[PlannedRun], sweep: dict[str, Any]) -> None:
 
 def _sentence(error: Exception) -> str:
     """One sentence for an error of Hydra."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice} is not known; choose one of {', '.join(sorted(error.options or ()))}."
-    text = str(error).strip()
     if isinstance(error, yaml.MarkedYAMLError) and (mark := error.problem_mark):
         return f"{mark.name} must be YAML, got a mistake in line {mark.line + 1}: {error.problem}."
-    if match := re.match(r"In '([^']+)': \w+ raised while composing.*?\n(.*?)\n +full_key: (\S*)", text, re.DOTALL):
-        return _schema_error(match[1], match[3], match[2])
-    if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", text, re.DOTALL):
+    if isinstance(error, MissingConfigException) and error.options:  # those of the user's folders among them
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} is not known; choose one of {', '.join(sorted(error.options))}."
+    # Hydra names the choices, and further down the file, in its message alone.
+    if match := re.match(r"You must specify '(\w+)'.*Available options:(.*)", str(error), re.DOTALL):
         return f"{match[1]} must be chosen: {match[1]}= one of {', '.join(match[2].split())}."
-    if match := re.match(r"Could not override '([^']+)'", text):
-        is_open = match[1].startswith(("sweep.", "cluster.extra"))
-        hint = f"+{match[1]}=... adds it" if is_open else "--cfg job lists them"
-        return f"{match[1]} is not a setting here; {hint}."
-    if match := re.match(r"Error parsing override '([^']*)'", text):
-        return f"{match[1]!r} is not of the form name=value."
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None)
-    return f"{key}: {str(cause).splitlines()[0]}." if key else text.splitlines()[0]
+    behind = error.__cause__ or error.__context__
+    told = behind if isinstance(error, HydraException) and isinstance(behind, OmegaConfBaseException) else error
+    if isinstance(told, OmegaConfBaseException) and (match := re.match("In '([^']+)'", str(error))):
+        return _schema_error(match[1], told)
+    has_fields = isinstance(told, OmegaConfBaseException | OverrideParseException | MissingConfigException)
+    return (sentence(told, (), Launch, _CONF) if has_fields else None) or first_line(error)
 
 
-def _schema_error(file: str, key: str, problem: str) -> str:
+def _schema_error(file: str, error: OmegaConfBaseException) -> str:
     """The error of a sweep's or cluster's file that does not fit its schema."""
     group = file.partition("/")[0]
+    name = str(error.full_key).removeprefix(f"{group}.")
+    if name and not isinstance(error, ConfigKeyError):
+        # An item of a list has its place for a name, without that of the list.
+        problem = sentence(error, (), Launch, _CONF) if name[0].isalpha() else f"{first_line(error)}."
+        return f"{file}.yaml does not fit: {problem}"
     known = [each.name for each in fields(Sweep if group == "sweep" else Cluster)]
-    name = key.removeprefix(f"{group}.")
-    if "." not in name and name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else "."
-        return f"{file}.yaml must hold only {', '.join(known)}, got {name or problem.partition('.')[0]}{hint}"
-    return f"{file}.yaml does not fit: {key}: {problem.splitlines()[0]}."
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return f"{file}.yaml must hold only {', '.join(known)}, got {name or str(error).partition('.')[0]}{hint}"
 
 
-def _fail(sentence: str) -> NoReturn:
-    print(" ".join(sentence.split()), file=sys.stderr)
+def _fail(message: str) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr)
     sys.exit(1)
 
 
