@@ -25,11 +25,11 @@ from pathlib import Path
 
 from slurm.slurm_queue import Queued, advice, ended_runs, queued_runs
 from slurm.sweep_folder import SweepFolder
-from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.numbers import amount, duration
 from torchrl_reg.lab.analysis.runs import Row, last_rows
 from torchrl_reg.lab.analysis.sweeps import failure
 from torchrl_reg.lab.cli.invocation import as_typed
+from torchrl_reg.lab.documents import read_text
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import error_line, is_done, last_line

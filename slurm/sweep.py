@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torchrl_reg.lab.analysis.documents import flat as flat_settings
+from torchrl_reg.lab.documents import flat as flat_settings
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import folder_name
 
@@ -116,11 +116,7 @@ def named_settings(sweep: Mapping[str, Any]) -> set[str]:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"algo": {"tau": 1}}`` and ``{"algo.tau": 1}`` alike to ``{"algo.tau": 1}``; what is written last wins.
-
-    Raises:
-        UserError: more settings than any sweep has.
-    """
+    """Flat settings as in :func:`torchrl_reg.lab.documents.flat`, without empty sections: they set nothing."""
     return {key: value for key, value in flat_settings(settings).items() if value != {}}
 
 

@@ -20,7 +20,7 @@ import yaml
 
 from slurm.snapshot import Code
 from slurm.sweep import flat, planned_runs
-from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.lock import LockedError, acquire, is_locked

@@ -15,9 +15,9 @@ from torchrl.modules import EGreedyModule
 
 from torchrl_reg.envs import make_env
 from torchrl_reg.lab import EpsilonSchedule, LinearSchedule
-from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.protocols import published_scores
 from torchrl_reg.lab.cli.groups import environments
+from torchrl_reg.lab.documents import flat
 from torchrl_reg.modules import q_network, quantile_network
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("yaml")
 
 from torchrl_reg.lab.analysis.claims import Finding, findings, relative_iqm, searches, solved_share
-from torchrl_reg.lab.analysis.documents import read_yaml
+from torchrl_reg.lab.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 
 CLAIMS = {each["id"]: each for each in read_yaml(Path(__file__).parents[3] / "recipes/claims.yaml")["claims"]}

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from torchrl_reg.lab.analysis import find_runs
-from torchrl_reg.lab.analysis.documents import flat, read_json, read_yaml
 from torchrl_reg.lab.analysis.runs import MAX_CURVE_POINTS, last_rows, metrics_rows, read_columns
 from torchrl_reg.lab.commands.main import main
 from torchrl_reg.lab.errors import UserError
@@ -244,11 +243,3 @@ def test_the_end_of_a_record(tmp_path: Path) -> None:
     assert found[-1] == 999 and 3 <= len(found) <= 8
     path.write_text('{"note": 1}\n' * 25_000 + lines(7))  # lines without rows do not end the reading
     assert [row["frames"] for row in metrics_rows(tmp_path)] == [7]
-
-
-def test_flat_and_documents(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at most 10000 settings"):
-        flat({str(i): i for i in range(10_001)})
-    (tmp_path / "x.yaml").write_text("a: 'is * a star?'\nb: [[1, 2], {c: [3]}]\n")
-    assert read_yaml(tmp_path / "x.yaml") == {"a": "is * a star?", "b": [[1, 2], {"c": [3]}]}
-    assert read_yaml(tmp_path / "absent.yaml") is None and read_json(tmp_path / "absent.json") is None

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 import tiny_dqn
 
-from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.cli.overrides import default_folder
+from torchrl_reg.lab.documents import flat
 
 RESULTS = "results/tiny_dqn"
 

@@ -8,7 +8,9 @@ import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -135,6 +137,47 @@ def test_a_run_that_named_its_objects_by_path_is_the_same_run(tmp_path):
         RunFolder(now)
 
 
+class _Kind(Enum):
+    ONE = 1
+    TWO = 2
+
+
+@dataclass
+class _Odd:
+    """Settings whose YAML must come back as it was."""
+
+    data: Path = Path("/data/games")
+    kind: _Kind = _Kind.ONE
+    texts: list[str] = field(default_factory=lambda: ["2020-01-01", "1e5", "yes", "~", "*a", "12:30", "a: b", ""])
+    tree: dict[str, Any] = field(default_factory=lambda: {"a": {"b": {}, "c": [], "d": None}, "e": [{"f": {}}, 1e-5]})
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"data": Path("/data")}, "algo.data: /data/games there, /data here"),
+        ({"kind": _Kind.TWO}, "algo.kind: ONE there, TWO here"),
+        ({"texts": ["2020-01-01"]}, "algo.texts: .* there, .*2020-01-01.* here"),
+        (
+            {"tree": {"a": {"b": None, "c": [], "d": {}}, "e": [{"f": {}}, 1e-5]}},
+            "algo.tree.a.b: {} there, None here; ",
+        ),
+        ({"tree": {}}, "algo.tree: absent there, {} here; "),
+    ],
+)
+def test_settings_of_any_kind_come_back_as_they_were(tmp_path, change, difference):
+    def folder(**odd):
+        run = RunSettings(dir=str(tmp_path))
+        return RunFolder(OmegaConf.create({"run": asdict(run), "algo": asdict(_Odd(**odd))}))
+
+    first = folder()
+    first.open(CPU)
+    first.close({})
+    folder()
+    with pytest.raises(UserError, match=difference):
+        folder(**change)
+
+
 def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, capsys):
     from torchrl_reg.lab.run import run_folder
 
@@ -160,12 +203,16 @@ def test_a_resume_may_use_another_machine_and_says_so(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("config.yaml", "algo: [", r"config.yaml is damaged \("),
-        ("config.yaml", "a: " + "[" * 900 + "]" * 900, r"config.yaml is damaged \("),
-        ("config.yaml", "", r"config.yaml is damaged \(no settings in it\)"),
-        ("config.yaml", "3", r"config.yaml is damaged \("),
-        ("config.yaml", "algo: ${nothing}", r"config.yaml is damaged \("),
-        ("config.yaml", "a: &a [1]\nb: [*a, *a]\n", r"config.yaml is damaged \(it holds YAML aliases\)"),
+        ("config.yaml", "algo: [", "config.yaml must be YAML, got something else: put it back"),
+        (
+            "config.yaml",
+            "a: " + "[" * 900 + "]" * 900,
+            "config.yaml must nest at most 32 levels, got more: put it back",
+        ),
+        ("config.yaml", "", "config.yaml must hold settings, got none: put it back"),
+        ("config.yaml", "3", "config.yaml must hold settings, got none: put it back"),
+        ("config.yaml", "algo: ${nothing}", r"config.yaml is damaged \(Interpolation key 'nothing'.*\): put it back"),
+        ("config.yaml", "a: &a [1]\nb: [*a, *a]\n", "config.yaml must be YAML without aliases, got one: put it back"),
         ("provenance.json", "{", r"provenance.json is damaged \(JSONDecodeError\): delete it"),
         ("provenance.json", "[]", r"provenance.json is damaged \(TypeError\): delete it"),
         ("provenance.json", "{}", r"provenance.json is damaged \(KeyError\): delete it"),

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchrl_reg.lab.analysis.documents import hint
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number
+from torchrl_reg.lab.documents import hint
 from torchrl_reg.lab.errors import UserError
 
 K = TypeVar("K", bound=Hashable)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from torchrl_reg.lab.analysis.documents import hint, read_text
+from torchrl_reg.lab.documents import hint, read_text
 from torchrl_reg.lab.errors import UserError
 
 #: Functions that return the Markdown of a table, by name; the argument is the word after the name in the marker.

@@ -14,13 +14,13 @@ from matplotlib.lines import Line2D
 
 from torchrl_reg.lab.analysis import statistics
 from torchrl_reg.lab.analysis.curves import GREY, LIGHT, Chart, Line, aggregate_curve, chart, group_curve, profile_lines
-from torchrl_reg.lab.analysis.documents import one_of
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.names import METHODS, TASKS
 from torchrl_reg.lab.analysis.numbers import amount, counted, distinct, number, percent
 from torchrl_reg.lab.analysis.protocols import Gap
 from torchrl_reg.lab.analysis.scores import SCALE_NAMES, Scoreboard, Scores, has_score
 from torchrl_reg.lab.analysis.statistics import AGGREGATES
+from torchrl_reg.lab.documents import one_of
 from torchrl_reg.lab.errors import UserError
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)))

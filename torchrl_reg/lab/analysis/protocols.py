@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from torchrl_reg.lab.analysis import statistics
-from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.groups import Group, short_name, shown
 from torchrl_reg.lab.analysis.inference import Difference, Sample, Verdict, verdict, welch
 from torchrl_reg.lab.analysis.numbers import amount, counted
@@ -21,6 +20,7 @@ from torchrl_reg.lab.analysis.runs import RunRecord, is_number
 from torchrl_reg.lab.analysis.scores import EVALUATION, Scores, require_scores, scores_of
 from torchrl_reg.lab.analysis.statistics import Estimate, stratified_estimate
 from torchrl_reg.lab.analysis.tables import Row, Table, frames_text
+from torchrl_reg.lab.documents import flat
 from torchrl_reg.lab.errors import UserError
 
 #: Display names of metrics.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from torchrl_reg.lab.analysis.documents import hint, one_of, read_yaml
 from torchrl_reg.lab.analysis.numbers import amount
+from torchrl_reg.lab.documents import hint, one_of, read_yaml
 from torchrl_reg.lab.errors import UserError
 
 #: Sources with tables of many games, for ``torchrl-reg table --published NAME``.

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from torchrl_reg.lab.analysis.documents import read_text
 from torchrl_reg.lab.analysis.runs import Column, RunRecord
+from torchrl_reg.lab.documents import read_text
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.files import write_atomically
 from torchrl_reg.lab.run.folder import with_targets

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from torchrl_reg.lab.analysis.documents import flat, open_file, read_json, read_text, read_yaml
+from torchrl_reg.lab.documents import flat, open_file, read_json, read_text, read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable
 from torchrl_reg.lab.run.folder import with_targets

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrl_reg.lab.analysis import published
-from torchrl_reg.lab.analysis.documents import hint, one_of
 from torchrl_reg.lab.analysis.groups import Group
 from torchrl_reg.lab.analysis.runs import RunRecord
 from torchrl_reg.lab.analysis.statistics import Array
+from torchrl_reg.lab.documents import hint, one_of
 from torchrl_reg.lab.errors import UserError
 
 #: ``auto`` is human for Atari, SAC for MuJoCo's tasks, none for the rest; ``own_sac`` is the SAC of the same runs.

@@ -27,7 +27,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from torchrl_reg.lab.analysis.documents import read_json
 from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import script_folder, typed_words
 from torchrl_reg.lab.cli.overrides import (
@@ -38,6 +37,7 @@ from torchrl_reg.lab.cli.overrides import (
     runs_of_sweep,
 )
 from torchrl_reg.lab.cli.sentences import sentence, with_setting
+from torchrl_reg.lab.documents import read_json
 from torchrl_reg.lab.errors import Interrupted, UserError, stop_behind, user_sentence
 from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.run_folder import COMMAND, RunFolder, command

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torchrl_reg
-from torchrl_reg.lab.analysis.documents import flat
 from torchrl_reg.lab.analysis.runs import RunRecord, is_number, metrics_rows, read_run
 from torchrl_reg.lab.analysis.tables import markdown_text
 from torchrl_reg.lab.commands.evaluate import add_trust
+from torchrl_reg.lab.documents import flat
 from torchrl_reg.lab.errors import UserError
 
 

@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from torchrl_reg.compat import tree_map_only
+from torchrl_reg.lab.documents import flat, read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.run.divergence import FAILED
@@ -123,8 +124,7 @@ class RunFolder:
     def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
         if saved.exists():
-            there = with_targets(_flat(_saved_config(saved)))
-            _refuse_other_config(self.path, there, _flat(_as_dict_config(self.config)))
+            _refuse_other_config(self.path, _saved_settings(saved), _settings(_as_dict_config(self.config)))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:
@@ -148,19 +148,18 @@ def _as_user_error(path: Path) -> Iterator[None]:
         raise UserError(f"run.dir={path} cannot be used: {error.strerror or error}.") from error
 
 
-def _saved_config(path: Path) -> DictConfig:
+def _saved_settings(path: Path) -> dict[str, Any]:
+    """The settings in the ``config.yaml`` of an earlier start."""
     try:
-        # A run writes no aliases, and a few lines of them can expand to gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text(encoding="utf-8"))):
-            raise ValueError("it holds YAML aliases")
-        saved = OmegaConf.load(path)
-        if not isinstance(saved, DictConfig) or not saved:
-            raise ValueError("no settings in it")
-        OmegaConf.to_container(saved, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
-        damaged = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
-        raise UserError(f"{damaged}: put it back from a copy, or choose another run.dir.") from None
-    return saved
+        saved = read_yaml(path)
+        if not isinstance(saved, dict) or not saved:
+            raise UserError(f"{path} must hold settings, got none.")
+        return with_targets(_settings(OmegaConf.create(saved)))
+    except UserError as error:
+        problem = str(error).removesuffix(".")
+    except OmegaConfBaseException as error:
+        problem = f"{path} is damaged ({' '.join(str(error).split())[:80]})"
+    raise UserError(f"{problem}: put it back from a copy, or choose another run.dir.")
 
 
 def _as_dict_config(config: RecipeConfig | DictConfig) -> DictConfig:
@@ -169,14 +168,11 @@ def _as_dict_config(config: RecipeConfig | DictConfig) -> DictConfig:
     return config if isinstance(config, DictConfig) else OmegaConf.create(dataclasses.asdict(config))
 
 
-def _flat(node: object, name: str = "") -> dict[str, Any]:
+def _settings(config: DictConfig) -> dict[str, Any]:
     """``{"algo.tau": 0.03, ...}`` without :data:`WITHOUT_EFFECT` settings."""
-    if not name:
-        node = OmegaConf.to_container(node, resolve=True, enum_to_str=True)
-    if not isinstance(node, dict) or (name and not node):
-        return {} if name in WITHOUT_EFFECT else {name: node}
-    below = [_flat(value, f"{name}.{key}" if name else str(key)) for key, value in node.items()]
-    return {key: value for part in below for key, value in part.items()}
+    tree = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    texts = tree_map_only(PurePath, str, tree)  # as read_yaml reads paths
+    return {name: value for name, value in flat(texts).items() if name not in WITHOUT_EFFECT}
 
 
 def _refuse_other_config(path: Path, there: dict[str, object], here: dict[str, object]) -> None:

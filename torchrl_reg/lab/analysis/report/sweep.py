@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torchrl_reg.lab.analysis.documents import read_yaml
 from torchrl_reg.lab.analysis.groups import Group, group_runs, without_repetitions, without_settings
 from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
 from torchrl_reg.lab.analysis.scores import Scores, scores_of
 from torchrl_reg.lab.analysis.sweeps import failure, marked, not_begun
+from torchrl_reg.lab.documents import read_yaml
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.run.folder import is_done
 

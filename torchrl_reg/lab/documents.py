@@ -7,7 +7,8 @@ import errno
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from torchrl_reg.lab.errors import UserError
@@ -82,7 +83,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; None if there is no file.
+    """The content of a YAML file, paths as text; None if there is no file.
 
     Aliases (``*name``) are refused: a few lines of them can expand to billions of values.
 
@@ -94,7 +95,7 @@ def read_yaml(path: Path) -> Any:
     except ImportError as error:
         raise UserError("reading run folders needs PyYAML, got none: pip install 'torchrl_reg[report]'.") from error
     text = read_text(path)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 2 ms a config; the Python loader takes 15
+    loader = _yaml_loader()
     try:
         if _UNUSUAL.search(text):  # checked first: deep nesting crashes the interpreter inside the C loader
             try:
@@ -106,6 +107,20 @@ def read_yaml(path: Path) -> Any:
         raise
     except (yaml.YAMLError, ValueError, TypeError):  # ValueError: 0001-99-99 is a date to YAML
         raise UserError(f"{path} must be YAML, got something else.") from None
+
+
+@cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader, which also reads the ``pathlib.Path`` of a user's recipe: its run could not resume."""
+    import yaml
+
+    # 2 ms a config; the Python loader takes 15.
+    loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+    loader.add_multi_constructor(
+        "tag:yaml.org,2002:python/object/apply:pathlib.",
+        lambda loader, suffix, node: str(PurePosixPath(*loader.construct_sequence(node))),
+    )
+    return loader
 
 
 def _refuse_unbounded(events: Iterator[object], path: Path) -> None:
