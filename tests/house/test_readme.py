@@ -57,10 +57,9 @@ RECIPES = [words for words in RECIPES if "--help" not in words and Path(words[0]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_the_scripts_are_short_and_run(name: str, tmp_path: Path, finished_run: Callable[[Path], Path]) -> None:
+def test_the_scripts_run(name: str, tmp_path: Path, finished_run: Callable[[Path], Path]) -> None:
     assert set(ENDINGS) <= set(SCRIPTS)
     script = re.sub(r"^(total_frames.*) = [\d_]+", r"\1 = 1_600", SCRIPTS[name], flags=re.M)
-    assert len([line for line in script.splitlines() if line.strip()]) <= (60 if name in TRAINING else 20)
     finished_run(tmp_path / "results/m_iqn/cartpole/default/seed=0")
     place = f"import os; os.chdir({str(tmp_path)!r})"
     (tmp_path / "script.py").write_text(f"{place}\n{script}\n{ENDINGS.get(name, '')}\n")
@@ -150,10 +149,6 @@ def test_links_and_figures_lead_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
             target = "".join(link)
             assert target.startswith("https://") or ((ROOT / room).parent / target).exists(), (room, target)
-
-
-def test_the_top_is_for_newcomers() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 def test_every_extra_is_listed() -> None:

@@ -1,6 +1,8 @@
-"""Losses, gradients, priorities and diagnostics as they were at 64882d1, before the four slots became objects.
+"""Regression: losses, gradients, priorities and diagnostics are those recorded in ``golden.json``.
 
-The file was recorded with ``RECORD_GOLDEN=1 pytest -n 0`` of this file; the entries it has are those compared.
+Passing shows that a refactoring changed nothing, not that the numbers are right: other tests show that. A
+number may change only with a reason in the commit, which records it anew: ``RECORD_GOLDEN=1 pytest -n 0`` of this file.
+The entries that the file has are those compared.
 """
 
 from __future__ import annotations
