@@ -35,12 +35,14 @@ PATHS = sorted(PACKAGE.rglob("*.py"))
 MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in PATHS}
 
 
-def imports(path: Path, *, when_loaded: bool = False) -> Iterator[str]:
-    """Every module that ``path`` imports; ``when_loaded``: not within functions, nor for type checkers alone."""
+def imports(path: Path, *, with_types: bool = True) -> Iterator[str]:
+    """Every module that ``path`` imports, also within functions; ``with_types``: also for type checkers alone."""
     tree = ast.parse(path.read_text())
-    blocks = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))]
-    nodes = [part for node in blocks for part in (ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node])]
-    for node in nodes if when_loaded else ast.walk(tree):
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    for_types = set() if with_types else {part for block in blocks for part in ast.walk(block)}
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -76,7 +78,7 @@ def test_rooms_import_only_what_stands_below_them() -> None:
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    graph = {name: (set(imports(path, when_loaded=True)) & set(MODULES)) - {name} for name, path in MODULES.items()}
+    graph = {name: (set(imports(path, with_types=False)) & set(MODULES)) - {name} for name, path in MODULES.items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from torchrl_reg.lab.analysis.runs import folders
+from torchrl_reg.lab.analysis.find import folders
 from torchrl_reg.lab.documents import open_file, read_json
 from torchrl_reg.lab.errors import UserError
 from torchrl_reg.lab.printable import printable

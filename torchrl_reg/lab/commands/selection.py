@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from typing import TypeVar
 
+from torchrl_reg.lab.analysis.find import find_runs
 from torchrl_reg.lab.analysis.groups import Group, group_runs, shown, without_repetitions, without_settings
 from torchrl_reg.lab.analysis.protocols import Gap, gaps
-from torchrl_reg.lab.analysis.runs import TRAINING_RETURNS, RunRecord, find_runs
+from torchrl_reg.lab.analysis.runs import TRAINING_RETURNS, RunRecord
 from torchrl_reg.lab.analysis.scores import EVALUATION
 from torchrl_reg.lab.analysis.tables import warnings
 from torchrl_reg.lab.errors import UserError

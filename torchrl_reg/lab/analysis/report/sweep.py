@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from torchrl_reg.lab.analysis.find import find_runs
 from torchrl_reg.lab.analysis.groups import Group, group_runs, without_repetitions, without_settings
-from torchrl_reg.lab.analysis.runs import RunRecord, find_runs
+from torchrl_reg.lab.analysis.runs import RunRecord
 from torchrl_reg.lab.analysis.scores import Scores, scores_of
 from torchrl_reg.lab.analysis.sweeps import failure, marked, not_begun
 from torchrl_reg.lab.documents import read_yaml
