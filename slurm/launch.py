@@ -43,6 +43,7 @@ try:
     from slurm.sweep_folder import Submitted, SweepFolder
     from torchrl_reg.lab.cli.field_comments import descriptions
     from torchrl_reg.lab.cli.invocation import as_typed
+    from torchrl_reg.lab.cli.overrides import quoted
     from torchrl_reg.lab.cli.sentences import sentence
     from torchrl_reg.lab.errors import UserError, first_line
     from torchrl_reg.lab.run.folder import is_done
@@ -88,7 +89,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     name = config.name or sweep_name.rpartition("/")[2]
     if "/" in name or name.startswith("."):
         raise UserError(f"name must be that of a folder below root, got {name}.")
-    folder = SweepFolder(Path(config.root).resolve() / name)
+    folder = SweepFolder(Path(config.root).expanduser().resolve() / name)
     sweep = asdict(config.sweep)
     runs = planned_runs(sweep)
     overrides = {text for run in runs for text in run.overrides}
@@ -268,6 +269,7 @@ def main() -> None:
         config: Any = OmegaConf.to_object(cfg)
         chosen.append((config, HydraConfig.get().runtime.choices["sweep"]))
 
+    sys.argv[1:] = [quoted(word) if word.startswith(("root=", "name=")) else word for word in sys.argv[1:]]
     full_errors = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raises errors instead of printing them over several lines
     schema = OmegaConf.structured(Launch)

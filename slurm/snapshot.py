@@ -64,8 +64,8 @@ def recipe_source(recipe: str) -> Path:
 def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[str, Path]:
     """All files of a copy by name: ours, and those beside your own recipes (modules and ``conf/``).
 
-    An override such as ``regularizer._target_=my_module.Mine`` or ``env.import_module=my_module`` adds a module or a package
-    of the working directory.
+    An override such as ``regularizer._target_=my_module.Mine`` or ``env.import_module=my_module`` adds a module or a
+    package of the working directory.
     """
     files = {
         f"{name}/{path.relative_to(folder)}": path

@@ -146,7 +146,7 @@ def test_own_recipes_of_one_name_stay_apart_also_below_a_folder_with_a_space(tmp
     mine.launch("cluster=local")
     found = {path.parts[-4]: path.read_text() for path in (folder / "x/mine").glob("*/*/*/done.json")}
     assert found == {"one": "one", "two": "two"}
-    assert f"export PYTHONPATH='{folder}/dry/code/" in mine.launch("dry=true", "name=dry").stdout
+    assert f"export PYTHONPATH='{folder}/dry=1/code/" in mine.launch("dry=true", "name=dry=1").stdout
 
 
 def test_help_needs_no_sweep(monkeypatch, capsys):

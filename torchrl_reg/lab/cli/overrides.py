@@ -35,16 +35,16 @@ def quoted_overrides(words: Iterable[str], config_class: type) -> list[str]:
     """
     words, kinds = list(words), field_types(config_class)
     sweeping = bool({"-m", "--multirun"} & set(words))
-    quoted = []
+    found = []
     for word in words:
         name, _, value = word.partition("=")
         if name.lstrip("+") == "run.dir":
-            word = _quoted(word, sweeping)
+            word = quoted(word, sweeping)
         elif _is_integer(kinds.get(name)):
             word = f"{name}={re.sub(_NUMBER, _as_integer, value)}"
-        quoted.append(word)
+        found.append(word)
     _check_preset(words, config_class)
-    return quoted
+    return found
 
 
 def options_first(words: Sequence[str]) -> list[str]:
@@ -109,7 +109,12 @@ def _as_integer(number: re.Match[str]) -> str:
     return str(int(value)) if not text.isdecimal() and value.is_integer() and value < 1e19 else text
 
 
-def _quoted(word: str, sweeping: bool) -> str:
+def quoted(word: str, sweeping: bool = False) -> str:
+    """A ``name=value`` whose value may hold any character, in Hydra's grammar.
+
+    >>> quoted("run.dir=a=b"), quoted("root=é 1"), quoted("root=results")
+    ("run.dir='a=b'", "root='é 1'", 'root=results')
+    """
     name, _, value = word.partition("=")
     if not value or value == "null" or value[0] in "'\"" or "\\" in value:  # in Hydra's grammar
         return word
