@@ -392,9 +392,9 @@ class RegularizedLoss(NetworkLoss):
             if weights is not None or mask is not None:
                 raise NotImplementedError("A stack of losses takes batches without weights and masks, got some.")
             return loss.mean(1)
-        if mask is weights is None and self.reduction == "mean":
+        if mask is None and weights is None and self.reduction == "mean":
             return loss.mean()
-        if weights is not None and self.reduction == self.weight_reduction == "mean":
+        if weights is not None and self.reduction == "mean" and self.weight_reduction == "mean":
             return masked_mean(weights.view_as(loss) * loss, mask)
         # TorchRL's reduction would look for the masks again; skipped where there are none.
         return self._reduce_loss(loss, tensordict=None if mask is None else data, weights=weights)
@@ -424,10 +424,9 @@ def _means(rows: dict[str, Tensor], mask: Tensor | None, dtype: torch.dtype, lea
 
     Over the rows of ``mask`` if there is one.
     """
-    # For one transition without batch dimensions a row is 0-dimensional, too, and a float64 coefficient has made it
-    # float64.
     if not rows:
         return {}
+    # Without batch dimensions a row is a 0-dimensional tensor, which a float64 coefficient promotes: cast back.
     stacked = torch.stack([row.detach() for row in rows.values()]).to(dtype)
     stacked = stacked.reshape(*stacked.shape[: 1 + lead_dims], -1)
     if mask is None:

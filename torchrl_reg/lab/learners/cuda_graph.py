@@ -52,7 +52,7 @@ class CudaGraph:
         self._layout = layout[-1]
 
     @staticmethod
-    def own(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[list[Tensor], Tensor]:
+    def trace_inputs(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[list[Tensor], Tensor]:
         """The memory that a graph reads, filled. Fused optimizers read their rates in float32."""
         vector = torch.tensor(numbers, dtype=torch.float32).to(given[0].device)
         return [tensor.clone() for tensor in given], vector

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDictBase
@@ -44,7 +44,7 @@ class NoGraphError(Exception):
     """There is no graph, and nothing has been changed; the message is the reason."""
 
 
-class More(NamedTuple):
+class ExtraInputs(NamedTuple):
     """Further inputs of a function, besides a loss and a minibatch."""
 
     #: Tensors that it may change; the same list as long as they are the same.
@@ -55,14 +55,36 @@ class More(NamedTuple):
     settings: Callable[[], Any] = tuple
 
 
+class Graph(Protocol):
+    """One graph, called with the tensors of a minibatch and the numbers of its :class:`ExtraInputs`."""
+
+    def __call__(self, given: Sequence[Tensor], numbers: list[float]) -> Results: ...
+
+
+class GraphKind(Protocol):
+    """A class of graphs, by its constructor; the arguments are those of :class:`CompiledGraph`."""
+
+    def __call__(
+        self,
+        function: Callable[..., list[Tensor]],
+        held: Sequence[Tensor],
+        given: Sequence[Tensor],
+        numbers: Tensor,
+        layout: list[Any],
+    ) -> Graph: ...
+
+    def trace_inputs(self, given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[Sequence[Tensor], Tensor]:
+        """The tensors of the minibatch and the vector of numbers that ``function`` is to read."""
+
+
 class Graphs:
     """``function(minibatch, numbers)`` as a graph; one for each key.
 
     Args:
-        function: what is traced. It reads and changes tensors of ``loss`` and ``more``, and nothing else.
+        function: what is traced. It reads and changes tensors of ``loss`` and ``extra``, and nothing else.
         eager: what the first call of a graph has to equal.
         loss: the loss.
-        more: what else ``function`` reads.
+        extra: what else ``function`` reads.
         stepped: parameters that ``function`` steps. Adam turns a gradient that is rounding alone into a full step, so
             these are compared as a whole.
         tolerance: see :data:`TOLERANCE`.
@@ -77,68 +99,69 @@ class Graphs:
         function: Callable[[TensorDictBase, Sequence[Tensor]], Results],
         eager: Callable[[TensorDictBase], Results],
         loss: Any,
-        more: More,
+        extra: ExtraInputs,
         *,
         stepped: Sequence[Tensor] = (),
         tolerance: float = TOLERANCE,
-        kind: type[Any] | None = None,
+        kind: GraphKind | None = None,
     ) -> None:
-        self._function, self._eager, self._loss, self._more = function, eager, loss, more
-        self._stepped, self._tolerance, self._kind = [*stepped], tolerance, kind or CompiledGraph
-        self._reach: _Reach | None = None
-        self._graphs: list[tuple[Any, Any]] = []
+        self._function, self._eager, self._loss, self._extra = function, eager, loss, extra
+        self._stepped, self._tolerance = [*stepped], tolerance
+        self._kind: GraphKind = kind or CompiledGraph
+        self._reach: _ReachableState | None = None
+        self._graphs: list[tuple[Any, Graph]] = []
         self._count = 0  # of all that there were
 
     def __call__(self, minibatch: TensorDictBase) -> Results:
-        if self._reach is None or not self._reach.is_current(self._more.tensors()):
-            self._reach, self._graphs = _Reach(self._loss, self._more.tensors()), []
+        if self._reach is None or not self._reach.is_current(self._extra.tensors()):
+            self._reach, self._graphs = _ReachableState(self._loss, self._extra.tensors()), []
         reach = self._reach
         if reach.has_hooks():
             raise NoGraphError("a module of the loss has hooks, which a graph would leave out")
         names, given = flat_entries(minibatch)
         data = [(tensor.shape, tensor.dtype, tensor.device) for tensor in given], names, minibatch.batch_size
-        key = (reach.settings(), self._more.settings(), data)
+        key = (reach.settings(), self._extra.settings(), data)
         for held, graph in self._graphs:
             if held == key:
-                return graph(given, self._more.numbers())
+                return graph(given, self._extra.numbers())
         self._count += 1
         if self._count > MAX_GRAPHS:
             raise NoGraphError(f"shapes, or attributes of the loss, have changed {MAX_GRAPHS} times")
-        graph, results = self._make(minibatch, names, given, reach.tensors)
-        if graph is None:
+        made, results = self._make(minibatch, names, given, reach.tensors)
+        if made is None:
             return results
         if self._reach.names != reach.names:
             self._graphs = []
-        self._graphs.append(((self._reach.settings(), *key[1:]), graph))
+        self._graphs.append(((self._reach.settings(), *key[1:]), made))
         return results
 
     def _make(
         self, minibatch: TensorDictBase, names: Any, given: list[Tensor], held: list[Tensor]
-    ) -> tuple[Any, Results]:
+    ) -> tuple[Graph | None, Results]:
         """A graph, and the results of its first call; no graph if that of eager PyTorch made tensors to be held."""
 
         def traced(*_: Tensor) -> list[Tensor]:
-            data = _nested(names, own, minibatch)
-            entries, gradients = self._function(data, read.unbind())
+            data = _nested(names, inputs, minibatch)
+            entries, gradients = self._function(data, vector.unbind())
             layout.append(([*entries], [gradient is not None for gradient in gradients]))
             return [*entries.values(), *(gradient for gradient in gradients if gradient is not None)]
 
         layout: list[Any] = []
-        numbers = self._more.numbers()
-        own, read = self._kind.own(given, numbers)
+        numbers = self._extra.numbers()
+        inputs, vector = self._kind.trace_inputs(given, numbers)
         # Given tensors, too, where a loss can write into them: not one that was expanded.
         before = _Snapshot([*held, *(tensor for tensor in given if tensor.is_contiguous())])
         try:
-            more = self._more.tensors()
+            extra = self._extra.tensors()
             expected = self._eager(_nested(names, given, minibatch))
-            if self._more.tensors() is not more:  # which could not be restored: a first step makes its moments
+            if self._extra.tensors() is not extra:  # which could not be restored: a first step makes its moments
                 return None, expected
             after = [tensor.detach().clone() for tensor in held]
             before.restore()
             # A first call may set attributes: private copies of networks follow the mode of the one they copy.
-            self._reach = _Reach(self._loss, self._more.tensors())
+            self._reach = _ReachableState(self._loss, self._extra.tensors())
             settings = self._reach.settings()
-            graph = self._kind(traced, held, own, read, layout)
+            graph = self._kind(traced, held, inputs, vector, layout)
             before.restore()
             if self._reach.settings() != settings:
                 raise NoGraphError("the loss changes its own attributes in every call")
@@ -260,8 +283,8 @@ class CompiledGraph:
             raise NoGraphError(f"it cannot be compiled ({first_line(error)})") from error
 
     @staticmethod
-    def own(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[Sequence[Tensor], Tensor]:
-        """The traced function, whose inputs are a minibatch and numbers of double precision."""
+    def trace_inputs(given: Sequence[Tensor], numbers: Sequence[float]) -> tuple[Sequence[Tensor], Tensor]:
+        """The minibatch itself, and numbers of double precision."""
         return given, torch.tensor(numbers, dtype=torch.float64)
 
     def _inputs(self, given: Sequence[Tensor]) -> list[Tensor]:
@@ -376,7 +399,7 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module())) - _CONTAINERS - {"training"}
 _NOT_FOLLOWED = frozenset(("torch", "torchrl", "tensordict", "numpy", "gymnasium", "builtins", "functools", "weakref"))
 
 
-class _Reach:
+class _ReachableState:
     """Everything that can be reached from a loss: tensors, and what Python decides by.
 
     Args:

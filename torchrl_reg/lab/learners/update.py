@@ -21,7 +21,7 @@ from torchrl_reg.compat import backward, has_step_hooks
 from torchrl_reg.lab.errors import first_line, require
 from torchrl_reg.lab.learners.cuda_graph import CudaGraph, require_capturable
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
-from torchrl_reg.lab.learners.graph import TOLERANCE, Graphs, More, NoGraphError, Results
+from torchrl_reg.lab.learners.graph import TOLERANCE, ExtraInputs, GraphKind, Graphs, NoGraphError, Results
 from torchrl_reg.lab.learners.optimizers import CapturedStep, FlatRAdam, TracedAdam
 from torchrl_reg.lab.printable import say
 from torchrl_reg.lab.seeds.batched_update import batched_step
@@ -166,7 +166,8 @@ def _gradient_step(parts: _Parts, *, compile: bool | None) -> Update:
         return scalars | _priority(minibatch, priority_key)
 
     worker = current_worker()
-    lowered = parts.bf16 and getattr(getattr(loss, "head", None), "draws", False)  # in a dtype known only inside
+    # Under autocast the fractions' dtype is known only inside the pass, so they cannot be drawn ahead for all seeds.
+    lowered = parts.bf16 and getattr(getattr(loss, "head", None), "draws", False)
     if worker is None or priority_key is not None or lowered:
         return step
     return batched_step(worker, step, make_gradients, loss, parts.parameters, optimizer, parts.max_grad_norm)
@@ -214,7 +215,7 @@ def _gradients(
         losses = {name: value.detach() for name, value in eager(minibatch).items()}
         return losses | _priority(minibatch, priority_key), [parameter.grad for parameter in parameters]
 
-    graphs = Graphs(function, expected, loss, More(), tolerance=_tolerance(bf16))
+    graphs = Graphs(function, expected, loss, ExtraInputs(), tolerance=_tolerance(bf16))
 
     def in_graph(minibatch: TensorDictBase) -> Mapping[str, Tensor]:
         losses, gradients = graphs(minibatch)
@@ -348,7 +349,7 @@ def _graphs_of(
     parts: _Parts,
     step: TracedAdam | CapturedStep,
     *,
-    kind: type[Any] | None = None,
+    kind: GraphKind | None = None,
 ) -> Graphs:
     """Of a whole update, which is handed the numbers of the optimizer's step, then the rate of the target's."""
     polyak = parts.polyak
@@ -356,7 +357,7 @@ def _graphs_of(
         function,
         lambda minibatch: (dict(eager(minibatch)), []),
         parts.loss,
-        More(step.tensors, lambda: step.numbers() + ([] if polyak is None else [polyak.rate]), step.settings),
+        ExtraInputs(step.tensors, lambda: step.numbers() + ([] if polyak is None else [polyak.rate]), step.settings),
         stepped=parts.parameters,
         tolerance=_tolerance(parts.bf16),
         kind=kind,
