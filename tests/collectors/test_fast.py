@@ -11,7 +11,7 @@ from torchrl.modules import EGreedyModule, QValueActor
 
 from torchrl_reg.collectors import FastCollector, fast_vector
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.learners.collection import make_collector
+from torchrl_reg.lab.run.collection import make_collector
 from torchrl_reg.modules import (
     ActionPrior,
     ActorSequential,

@@ -21,7 +21,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type, set_exploratio
 from torchrl_reg.collectors import FastCollector, OverlappedCollector
 from torchrl_reg.collectors.local_generators import LocalGenerators
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.learners.collection import make_collector
+from torchrl_reg.lab.run.collection import make_collector
 from torchrl_reg.modules import (
     ActorSequential,
     BoltzmannQActor,

@@ -15,10 +15,10 @@ from torchrl.data import Categorical, LazyTensorStorage, PrioritizedSampler, Ten
 from torchrl.modules import QValueActor
 
 from torchrl_reg.envs import EnvSettings, make_env
-from torchrl_reg.lab.learners.collection import make_collector, truncate_episodes
 from torchrl_reg.lab.learners.frame_stack import EpisodeStarts, FrameStackStorage
-from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.learners.update import make_update
+from torchrl_reg.lab.run.collection import make_collector, truncate_episodes
+from torchrl_reg.lab.run.replay_chunks import ReplayChunks
 from torchrl_reg.objectives import PolyakTargetUpdate, SoftDQNLoss
 
 STACK, CAPACITY = 4, 60

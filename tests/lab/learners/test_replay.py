@@ -14,10 +14,8 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import PrioritizedSampler
 
 from torchrl_reg.lab import UserError, make_replay
-from torchrl_reg.lab.learners import replay as replay_module
 from torchrl_reg.lab.learners.frame_stack import FrameStackStorage
 from torchrl_reg.lab.learners.replay import (
-    ReplayChunks,
     StratifiedSampler,
     TransitionStorage,
     draw_minibatches,
@@ -25,6 +23,8 @@ from torchrl_reg.lab.learners.replay import (
     select,
     store,
 )
+from torchrl_reg.lab.run import replay_chunks
+from torchrl_reg.lab.run.replay_chunks import ReplayChunks
 
 
 def buffer(capacity: int = 20, kind: Any = LazyTensorStorage, sampler: Any = None, **options) -> TensorDictReplayBuffer:
@@ -171,7 +171,7 @@ def assert_restored(replay: TensorDictReplayBuffer, restored: TensorDictReplayBu
 @pytest.mark.parametrize("writes", [(8,), (8, 7), (13, 13), (20,), (19, 1, 5), (7, 50, 3)])
 @pytest.mark.parametrize("bytes_a_file", [40, 2**20])
 def test_restored_from_the_rows_written_since_each_save(tmp_path, writes, bytes_a_file, monkeypatch):
-    monkeypatch.setattr(replay_module, "CHUNK_BYTES", bytes_a_file)
+    monkeypatch.setattr(replay_chunks, "CHUNK_BYTES", bytes_a_file)
     replay, restored = buffer(), buffer()
     chunks = ReplayChunks(tmp_path / "replay", replay)
     written, state = 0, chunks.save()

@@ -30,9 +30,9 @@ from torchrl.envs import TransformedEnv, VecNormV2
 
 from torchrl_reg.envs import EnvSettings, make_env
 from torchrl_reg.lab import UserError, make_replay, read_metrics, strip_wall_clock
-from torchrl_reg.lab.learners.replay import ReplayChunks
 from torchrl_reg.lab.run import files
 from torchrl_reg.lab.run.checkpoint import CheckpointFolder, restorable_part
+from torchrl_reg.lab.run.replay_chunks import ReplayChunks
 from torchrl_reg.modules import NStepTransform
 
 

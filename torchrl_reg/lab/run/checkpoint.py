@@ -22,13 +22,13 @@ from torchrl.envs import EnvBase, TransformedEnv
 from torchrl_reg.collectors import FastCollector
 from torchrl_reg.envs import Restorable
 from torchrl_reg.lab.errors import UserError, first_line
-from torchrl_reg.lab.learners.collection import truncate_episodes
-from torchrl_reg.lab.learners.replay import Chunk, ReplayChunks
 from torchrl_reg.lab.run.base_run import BaseRun
+from torchrl_reg.lab.run.collection import truncate_episodes
 from torchrl_reg.lab.run.divergence import FiniteWatch
 from torchrl_reg.lab.run.files import partial_path, publish, write_error_advice
 from torchrl_reg.lab.run.logger import RunLogger
 from torchrl_reg.lab.run.packing import own_memory, pack_arrays, pack_tensordict, unpack_arrays, unpack_tensordict
+from torchrl_reg.lab.run.replay_chunks import Chunk, ReplayChunks
 from torchrl_reg.lab.run.streams import seed_global_generators, stream_seed
 from torchrl_reg.lab.seeds.workers import current_worker
 

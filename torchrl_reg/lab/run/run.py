@@ -16,9 +16,9 @@ from torchrl.envs import EnvBase
 
 from torchrl_reg.collectors import OverlappedCollector
 from torchrl_reg.compat import fast_get
-from torchrl_reg.lab.learners.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
 from torchrl_reg.lab.run.base_run import BaseRun
 from torchrl_reg.lab.run.checkpoint import EnvironmentState, Resumption, last_checkpoint
+from torchrl_reg.lab.run.collection import EPISODE_RETURN, AnyCollector, batches_of, make_collector, overlapped
 from torchrl_reg.lab.run.divergence import ValueWatch, warn
 from torchrl_reg.lab.run.evaluation import Evaluated, Evaluator, Policy
 from torchrl_reg.lab.run.settings import RecipeConfig

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_reg.lab import UserError
-from torchrl_reg.lab.learners.collection import make_collector, truncate_episodes
+from torchrl_reg.lab.run.collection import make_collector, truncate_episodes
 from torchrl_reg.lab.run.run import finished_returns
 
 
