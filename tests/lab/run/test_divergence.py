@@ -56,10 +56,10 @@ def test_what_is_not_finite_is_named(tmp_path, row, parameters, gradients, named
     watch = FiniteWatch(tmp_path)
     watch.start(100)
     large = {"loss": 3e38, "soft_gap": math.inf, "return_mean": None}  # other columns may be anything
-    assert watch.is_finite(150, {}, [], None)
-    assert watch.is_finite(200, large, [optimizer([3e38, 3e38], [3e38, -3e38])], None)
+    assert watch.check_finite(150, {}, [], None)
+    assert watch.check_finite(200, large, [optimizer([3e38, 3e38], [3e38, -3e38])], None)
     with pytest.raises(UserError) as stop:
-        watch.is_finite(300, row, [optimizer(parameters, gradients)], tmp_path / "checkpoint-200")
+        watch.check_finite(300, row, [optimizer(parameters, gradients)], tmp_path / "checkpoint-200")
     sentence = str(stop.value)
     assert sentence.startswith(f"{named} at frame 300 (finite at 200), so the run stopped; ")
     assert f"the last good checkpoint is {tmp_path}/checkpoint-200" in sentence
@@ -76,7 +76,7 @@ def test_an_infinite_moment_of_the_optimizer_is_seen(tmp_path):
         weight.grad = torch.tensor([0.5, gradient])
         adam.step()
         assert weight.isfinite().all()
-        return FiniteWatch(tmp_path).is_finite(1, {"loss": 0.5}, [adam], None)
+        return FiniteWatch(tmp_path).check_finite(1, {"loss": 0.5}, [adam], None)
 
     assert is_finite_after(1e18)
     with pytest.raises(UserError, match="^the largest moment of the optimizer is inf at frame 1 "):

@@ -106,12 +106,12 @@ def test_a_seed_that_joins_later_leaves_the_checkpoints_of_the_others(start, fin
 
 def test_seeds_stop_side_by_side_and_a_lagging_one_at_its_own_frame(monkeypatch):
     stop = StopFrame()
-    assert not any(stop.is_reached(frames, 8, seed) for seed, frames in (("a", 96), ("b", 96), ("c", 8), ("a", 104)))
+    assert not any(stop.stop_or_pass(frames, 8, seed) for seed, frames in (("a", 96), ("b", 96), ("c", 8), ("a", 104)))
     monkeypatch.setattr(STOP, "requested", KeyboardInterrupt())
-    assert not stop.is_reached(104, 8, "b"), "a has gone on from there"
-    assert stop.is_reached(16, 8, "c")
-    assert not stop.is_reached(112, 8, "a", can_stop=False) and not stop.is_reached(112, 8, "b")
-    assert stop.is_reached(120, 8, "a") and stop.is_reached(120, 8, "b")
+    assert not stop.stop_or_pass(104, 8, "b"), "a has gone on from there"
+    assert stop.stop_or_pass(16, 8, "c")
+    assert not stop.stop_or_pass(112, 8, "a", can_stop=False) and not stop.stop_or_pass(112, 8, "b")
+    assert stop.stop_or_pass(120, 8, "a") and stop.stop_or_pass(120, 8, "b")
 
 
 def test_a_seed_that_fails_does_not_stop_the_others(capsys):

@@ -382,19 +382,19 @@ class Resumption:
         wait_for_all_seeds()  # else a kill could leave seeds without a common checkpoint
         self.checkpoints.keep_only_last()
 
-    def is_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
+    def check_finite(self, frames: int, row: Mapping[str, Any], *, can_go_on: bool = True) -> bool:
         """True if the means in ``row`` and all trained tensors are finite.
 
         Raises:
             UserError: they are not, and ``run.on_nan`` is ``"stop"`` or the run cannot go on.
         """
         optimizers = [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
-        return self.watch.is_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
+        return self.watch.check_finite(frames, row, optimizers, self.checkpoints.newest(), can_go_on=can_go_on)
 
     def _save(self, frames: int, *, with_replay: bool = True) -> None:
         """Writes a checkpoint unless the state is not finite: the last good one stays."""
         wait_for_all_seeds()  # so that they always have a checkpoint in common
-        if self.is_finite(frames, {}):
+        if self.check_finite(frames, {}):
             self.checkpoints.save(frames, with_replay=with_replay)
 
     def _restart_environments(self, frames: int) -> None:

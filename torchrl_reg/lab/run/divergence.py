@@ -58,7 +58,7 @@ class FiniteWatch:
         """Starts from a finite state, new or from a checkpoint."""
         self._last_good_frames = frames
 
-    def is_finite(
+    def check_finite(
         self,
         frames: int,
         row: Mapping[str, Any],
@@ -67,10 +67,10 @@ class FiniteWatch:
         *,
         can_go_on: bool = True,
     ) -> bool:
-        """True if the means in ``row`` and everything ``optimizers`` train are finite at ``frames``.
+        """True if the means in ``row`` and everything ``optimizers`` train are finite at ``frames``; if not, warns once.
 
         Raises:
-            UserError: they are not, and ``on_nan`` is ``"stop"`` or the run cannot go on.
+            UserError: they are not (``failed.json`` names the number), and ``on_nan`` is ``"stop"`` or the run cannot go on.
         """
         bad = {k: v for k, v in _watched(row, list(optimizers)).items() if v is not None and not math.isfinite(v)}
         if not bad:

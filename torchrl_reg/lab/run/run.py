@@ -172,7 +172,7 @@ class Run(BaseRun):
         while True:
             # Not while a batch is being collected: the state of the environments cannot be stored then.
             can_stop = ahead is None or ahead.stands_still
-            if self._stop_frame.is_reached(self.frames, frames_per_batch, worker, can_stop=can_stop):
+            if self._stop_frame.stop_or_pass(self.frames, frames_per_batch, worker, can_stop=can_stop):
                 self._stop()
             if self.frames >= total_frames:
                 return
@@ -292,7 +292,7 @@ class Run(BaseRun):
 
     def _check_finite(self, row: Mapping[str, Any], *, can_go_on: bool = True) -> None:
         if self._resumption is not None:  # None: an update before the first batch
-            self._resumption.is_finite(self.frames, row, can_go_on=can_go_on)
+            self._resumption.check_finite(self.frames, row, can_go_on=can_go_on)
 
     def _evaluate(self) -> None:
         """Evaluates the policies if they are finite: the last good policy must stay in the folder."""

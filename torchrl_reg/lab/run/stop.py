@@ -44,10 +44,10 @@ class StopFrame:
         #: The last frame that each seed has gone on from.
         self._passed: dict[object, int] = {}
 
-    def is_reached(self, frames: int, frames_per_batch: int, seed: object = None, *, can_stop: bool = True) -> bool:
-        """True at the first frame after the signal from which no seed within a batch of ``seed`` has gone on.
+    def stop_or_pass(self, frames: int, frames_per_batch: int, seed: object = None, *, can_stop: bool = True) -> bool:
+        """True if ``seed`` stops at ``frames``; if not, records that it has gone on from there.
 
-        A seed that cannot stop there goes on.
+        It stops at the first frame after the signal from which no seed within a batch of it has gone on.
         """
         if STOP.requested is not None and can_stop:
             others = (passed for other, passed in self._passed.items() if other is not seed)
