@@ -145,7 +145,6 @@ ATTRIBUTES = {
     "torchrl.objectives.value.ValueEstimatorBase": {
         "_AcceptedKeys": "declares what set_keys accepts",
         "_device": "device of the discount",
-        "_next_value": "overridden with other arguments: only forward and value_estimate call it, overridden too",
     },
     "torchrl.objectives.TargetNetUpdater": {
         "_source_names": "names of the online parameters of each network",

@@ -327,7 +327,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
         if shaping is not None:
             ended = terminated_flag(data, self.tensor_keys).squeeze(-1) if shaping.reads_terminated else None
             bonus = shaping(q, tau_log_pi, action, next_q=outputs.next_q, terminated=ended)
-        next_value, masses = self._next_value(head, data, outputs, target_network, online if double_dqn else None)
+        next_value, masses = self._backed_up_value(head, data, outputs, target_network, online if double_dqn else None)
         values = regularized_target(
             data,
             self.tensor_keys,
@@ -342,7 +342,7 @@ class RegularizedTD0Estimator(ValueEstimatorBase):
             masses = masses.masked_fill(terminated_flag(data, self.tensor_keys) & masses.isnan(), 1.0)
         return Target(values, masses, bonus, tau_log_pi)
 
-    def _next_value(
+    def _backed_up_value(
         self, head: Head, data: TensorDictBase, outputs: TargetOutputs, target_network: Any, choosing: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Values ``[*B, M]`` backed up from s' and their masses; the policy there is that of ``choosing``, if given."""
