@@ -62,6 +62,7 @@ def forbidden(path: Path) -> Iterator[str]:
             or (top in LAB_ONLY and room != "lab")
             or (third_party and room in ("functional", "tabular"))
             or (top == "torch" and below[:1] == ["analysis"])
+            or (inside[:2] == ["lab", "learners"] and below[:1] == ["run"])
             or top in ("recipes", "slurm", "studies")
         ):
             yield name

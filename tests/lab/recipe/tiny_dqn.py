@@ -107,7 +107,7 @@ def train(cfg: Config) -> Path:
     loss = DQNLoss(actor, delay_value=True, double_dqn=False)
     loss.deterministic_sampling_mode = ExplorationType.RANDOM  # as run.overlap needs, see OverlappedCollector
     loss.make_value_estimator(gamma=algo.gamma)
-    optimizer = torch.optim.Adam(loss.parameters(), lr=algo.lr, fused=True, capturable=run.cudagraphs)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=algo.lr, fused=True, capturable=run.settings.cudagraphs)
     target = HardUpdate(loss, value_network_update_interval=10)
     learner = Learner(run, algo, loss, optimizer, target, replay=replay, max_grad_norm=algo.max_grad_norm)
     learner.exploration = egreedy

@@ -118,7 +118,7 @@ class Learner:
         algo: the hyperparameters: ``total_frames``, ``num_envs``, ``collect_steps``, ``update_every_frames`` and
             ``learning_starts_frames`` at least.
         loss: a loss with a value estimator.
-        optimizer: built with ``capturable=run.cudagraphs``.
+        optimizer: built with ``capturable=run.settings.cudagraphs``.
         target: the updater of the target networks; None where there are none.
         replay: the buffer that :meth:`minibatches` samples from.
         max_grad_norm: of all gradients together; None: no clip.
@@ -160,7 +160,7 @@ class Learner:
             compile=run.settings.compile,
             updates=self.planned_updates(),
             bf16=run.settings.bf16,
-            cudagraphs=run.cudagraphs,
+            cudagraphs=run.settings.cudagraphs,
             wants_diagnostics=None if every == 1 else wants_diagnostics,
             report=partial(setattr, run, "compiled"),
         )
@@ -215,8 +215,9 @@ class Learner:
 def optimizer_of(algo: Any, parameters: Iterable[Any], run: Run) -> Optimizer:
     """The optimizer that ``algo`` names; Adam where it names none."""
     named = {"decay": algo.rms_decay} if hasattr(algo, "rms_decay") else {}
-    settings = {"learning_rate": algo.learning_rate, "eps": algo.adam_eps, "capturable": run.cudagraphs, **named}
-    return make_optimizer(getattr(algo, "optimizer", "adam"), parameters, **settings)
+    settings = {"learning_rate": algo.learning_rate, "eps": algo.adam_eps, **named}
+    capturable = run.settings.cudagraphs
+    return make_optimizer(getattr(algo, "optimizer", "adam"), parameters, capturable=capturable, **settings)
 
 
 def scale_rewards(algo: Any, batch: TensorDictBase) -> None:

@@ -67,10 +67,10 @@ class FiniteWatch:
         *,
         can_go_on: bool = True,
     ) -> bool:
-        """True if the means in ``row`` and everything ``optimizers`` train are finite at ``frames``; if not, warns once.
+        """True if the means in ``row`` and everything ``optimizers`` train are finite at ``frames``; else warns once.
 
         Raises:
-            UserError: they are not (``failed.json`` names the number), and ``on_nan`` is ``"stop"`` or the run cannot go on.
+            UserError: they are not, as ``failed.json`` says, and ``on_nan`` is ``"stop"`` or the run cannot go on.
         """
         bad = {k: v for k, v in _watched(row, list(optimizers)).items() if v is not None and not math.isfinite(v)}
         if not bad:

@@ -20,10 +20,9 @@ def pack_tensordict(tensordict: TensorDictBase) -> dict[str, Any]:
     return {"batch_size": tensordict.batch_size, "entries": entries}
 
 
-def unpack_tensordict(packed: dict[str, Any], device: torch.device | None = None) -> TensorDict:
-    """The inverse of :func:`pack_tensordict`, with leaves on ``device`` (default: the CPU)."""
-    entries = {key: value if device is None else value.to(device) for key, value in packed["entries"]}
-    return TensorDict(entries, packed["batch_size"])  # type: ignore[arg-type]
+def unpack_tensordict(packed: dict[str, Any]) -> TensorDict:
+    """The inverse of :func:`pack_tensordict`, on the CPU."""
+    return TensorDict(dict(packed["entries"]), packed["batch_size"])
 
 
 def pack_arrays(data: Any) -> Any:

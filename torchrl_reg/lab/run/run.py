@@ -48,7 +48,6 @@ class Run(BaseRun):
         frames_per_step: frames per step of one environment.
         device: device of the networks.
         compiled: True if updates are a compiled graph, which is noted in rows.
-        cudagraphs: True if updates are captured in CUDA graphs, which needs an optimizer with ``capturable=True``.
 
     Raises:
         UserError: the folder belongs to another run, or a setting does not fit this machine.
@@ -56,7 +55,6 @@ class Run(BaseRun):
 
     def __init__(self, config: RecipeConfig, *, frames_per_step: int = 1) -> None:
         super().__init__(config, named_device(config.run.device))
-        self.cudagraphs = self.settings.cudagraphs
         self.frames_per_step = frames_per_step
         self._evaluator = Evaluator(self.path, config, self._logger, self.device)
         self.compiled = False
