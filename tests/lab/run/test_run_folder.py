@@ -129,6 +129,7 @@ def test_a_run_that_named_its_objects_by_path_is_the_same_run(tmp_path):
         OmegaConf.to_yaml(OmegaConf.structured(_config(tmp_path)))
         + "head:\n  path: torchrl_reg.objectives.heads:Quantile\nshaping:\n  name: none\n  path: null\n"
     )
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     now = OmegaConf.create(asdict(_config(tmp_path)))
     now.head, now.shaping = {"_target_": "torchrl_reg.objectives.heads.Quantile"}, {"name": "none"}
     RunFolder(now)
@@ -225,7 +226,25 @@ def test_damaged_files_are_named(closed, name, content, sentence):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_folder_in_which_nothing_was_learnt_takes_other_settings(tmp_path):
+    """One that failed before its first row, out of memory say, whose advice is to change a setting."""
+    for seed in (0, 1):
+        _open(_config(tmp_path, seed=seed))._lock.release()
+        assert f"seed: {seed}\n" in (tmp_path / "config.yaml").read_text()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="run.seed: 1 there, 2 here"):
+        RunFolder(_config(tmp_path, seed=2))
+
+
+def test_a_damaged_end_is_named(tmp_path):
+    _open(_config(tmp_path)).close({})
+    (tmp_path / "done.json").write_text("x")
+    with pytest.raises(UserError, match=r"done.json is damaged: delete it and run the same command"):
+        RunFolder(_config(tmp_path)).check_done()
+
+
 def test_a_long_difference_is_shortened(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     (tmp_path / "config.yaml").write_text("".join(f"setting_{i}: 1\n" for i in range(30)))
     with pytest.raises(UserError, match="; and [0-9]+ more") as refusal:
         _open(_config(tmp_path))

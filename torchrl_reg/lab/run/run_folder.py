@@ -61,19 +61,28 @@ class RunFolder:
         """True if the run in this folder has finished."""
         return is_done(self.path)
 
+    @property
+    def has_begun(self) -> bool:
+        """True if there is anything that a start with other settings would continue or overwrite."""
+        record = self.path / "metrics.jsonl"
+        recorded = record.exists() and record.stat().st_size > 0
+        return self.is_done or recorded or any(self.path.glob("checkpoints/checkpoint-*"))
+
     def open(self, device: torch.device) -> None:
         """Locks the folder; a new one is created, with its ``config.yaml``.
 
-        Called after the recipe has built its objects, so that a config that cannot run leaves no folder behind.
+        Called after the recipe has built its objects, so that a config that cannot run leaves no folder behind. One
+        that fails in its first batch leaves a folder that other settings may use.
         """
         with _as_user_error(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = acquire(self.path / LOCK)
+            self._check_settings()  # another process may have begun meanwhile
             self._write_start(device)
 
     def _write_start(self, device: torch.device) -> None:
         # The first file, so that the folder of a run killed at any time has a config.
-        if not (self.path / "config.yaml").exists():
+        if not self.has_begun:
             resolved = _as_dict_config(self.config)
             resolved.run.device = str(device)  # resolves "auto"
             write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(resolved))
@@ -103,7 +112,8 @@ class RunFolder:
         try:
             files = json.loads((self.path / "done.json").read_text(encoding="utf-8")).get("files", [])
         except (ValueError, AttributeError):
-            files = []
+            advice = "delete it and run the same command, which continues at the last checkpoint"
+            raise UserError(f"{self.path / 'done.json'} is damaged: {advice}.") from None
         if gone := [name for name in files if not (self.path / name).exists()]:
             left = ", ".join(sorted(path.name for path in self.path.iterdir() if not path.name.startswith(".")))
             raise UserError(
@@ -123,6 +133,8 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
+        if saved.exists() and not self.has_begun:
+            return
         if saved.exists():
             _refuse_other_config(self.path, _saved_settings(saved), _settings(_as_dict_config(self.config)))
         elif self.path.is_dir():
