@@ -124,6 +124,9 @@ def test_diagnostics_under_a_prior_are_not_rounded(dtype: torch.dtype) -> None:
     regularizer, q = PriorKL(TAU, prior=RHO), torch.tensor([[1.0, 0.5, -2.0, 0.25]])
     found, exact = (regularizer.diagnostics(x, regularizer.value_and_log_policy(x)[1]) for x in (q.to(dtype), q))
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
+    given = torch.tensor([[0.6, 0.2, 0.15, 0.05]]).log().to(dtype)  # of a state, by a network
+    half, full = (regularizer(q, log_prior=each) for each in (given, given.float()))
+    torch.testing.assert_close(half.value, full.value, rtol=0, atol=1e-6)
 
 
 def test_the_hard_maximum_takes_the_first_of_the_best() -> None:

@@ -282,6 +282,7 @@ def _shifted(
 
 def _log_sum_under_prior(logits: Tensor, log_rho: Tensor, log_prior: Tensor, dim: int) -> Tensor:
     """``ln sum rho exp(logits)``; near 0 as exact as the logits: a large temperature multiplies its error."""
+    log_prior = at_least_float32(log_prior)
     mass = torch.logsumexp(log_prior, dim, keepdim=True).to(logits.dtype)  # 0, of a normalized prior
     rho = torch.softmax(log_prior, dim).to(logits.dtype)
     below = (rho * logits.expm1()).sum(dim, keepdim=True)  # from -1 to 0
