@@ -98,7 +98,7 @@ def inverse_temperature(algo: Algo, device: torch.device) -> Coefficient:
 
 
 def parameter_groups(loss: LossModule, state_prior: nn.Module | None, rate: float) -> list[dict[str, Any]]:
-    """For the optimizer; those of a state-dependent prior learn at ``rate``.
+    """The optimizer's parameter groups; a state-dependent prior learns at ``rate``.
 
     A prior as fast as the values collapses onto one action, as it also chooses the exploration (NEGATIVE_RESULTS.md).
     """

@@ -62,7 +62,8 @@ class Commands:
         grace_seconds: time for a stopped run to finish its batch and write a checkpoint.
         digest: of the code when the sweep was launched; if empty, the copy is not checked.
         launcher: a lock file; the runs are stopped when it is released. Empty under SLURM.
-        launched_from: the folder that relative paths in settings are below; if there is none, ``code``.
+        launched_from: the working directory of the runs, which relative paths in settings start from; ``code`` if it is
+            gone.
     """
 
     folder: str

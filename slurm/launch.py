@@ -89,7 +89,7 @@ def launch(config: Launch, sweep_name: str) -> int:
     name = config.name or sweep_name.rpartition("/")[2]
     if "/" in name or name.startswith("."):
         raise UserError(f"name must be that of a folder below root, got {name}.")
-    folder = SweepFolder(Path(config.root).expanduser().resolve() / name)
+    folder = SweepFolder(Path(os.path.expanduser(config.root)).resolve() / name)
     sweep = asdict(config.sweep)
     runs = planned_runs(sweep)
     overrides = {text for run in runs for text in run.overrides}

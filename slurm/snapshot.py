@@ -77,7 +77,7 @@ def code_files(recipes: Iterable[str], overrides: Iterable[str] = ()) -> dict[st
         if source != _FOLDERS["recipes"]:
             for path in (*source.glob("*.py"), *source.glob("conf/**/*.yaml")):
                 files[str(_own_folder(source) / path.relative_to(source))] = path
-    named = (re.search(r"\._target_=(\w+)\.|env\.import_module=(\w+)", text) for text in overrides)
+    named = (re.search(r"\._target_=(\w+)\.|env\.import_module=['\"]?(\w+)", text) for text in overrides)
     for name in {match[1] or match[2] for match in named if match} - set(_FOLDERS):
         for path in (Path(f"{name}.py"), *Path(name).glob("**/*.py")):
             files[str(path)] = path.resolve()

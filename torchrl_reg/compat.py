@@ -1,6 +1,7 @@
 """Every private name of torch, tensordict, TorchRL, gymnasium and Hydra that this package uses, each with the reason.
 
-No other file may import one, and the attributes that others read, call or override stand in ``ATTRIBUTES``.
+No other file may import one (but for Hydra's, in ``lab/cli``), and the attributes that others read, call or override
+stand in ``ATTRIBUTES``.
 ``tests/house/test_compat.py`` fails for each name that a newer release moves, so that an upgrade starts with a list and
 not with a traceback from inside a loss.
 """

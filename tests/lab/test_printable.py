@@ -17,6 +17,12 @@ print("and on", file=sys.stderr if "{stream}" == "" else sys.stdout)
 """
 
 
+def test_a_closed_stream_is_silent() -> None:
+    command = ["bash", "-c", '"$0" -c "from torchrl_reg.lab.printable import say; say(1); say(2, to_stderr=True)" >&-']
+    done = subprocess.run([*command, sys.executable], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "2\n")
+
+
 @pytest.mark.parametrize("stream", ["", ", to_stderr=True"])
 def test_a_program_goes_on_where_its_reader_has_gone(stream: str) -> None:
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)

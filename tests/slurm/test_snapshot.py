@@ -24,7 +24,7 @@ def test_a_copy_of_the_code_holds_every_file_and_no_results(tmp_path):
     assert all((copy / name).read_bytes() == (ROOT / name).read_bytes() for name in tracked)
 
 
-@pytest.mark.parametrize("word", ["env.import_module=mine", "+env.import_module=mine", "head._target_=mine.Head"])
+@pytest.mark.parametrize("word", ["env.import_module=mine", "+env.import_module='mine'", "head._target_=mine.Head"])
 def test_a_module_of_yours_is_copied(word, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("x = 1")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Text for a terminal: untrusted, made safe to print; and of a run, which must not die of its view."""
+"""Terminal output: makes untrusted text safe to print, and prints for a run without letting a failed write end it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def printable(text: str) -> str:
 def say(text: str, *, to_stderr: bool = False, write: Callable[..., object] = print) -> None:
     """Prints a line at once. Where it fails (``| head`` has exited, a full disk), the stream is silent from then on."""
     stream = sys.stderr if to_stderr else sys.stdout
+    if stream is None:  # closed by the shell (>&-)
+        return
     try:
         write(text, file=stream)
         stream.flush()

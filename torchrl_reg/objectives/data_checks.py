@@ -165,8 +165,9 @@ def _check_range(action: Tensor, action_space: str, num_actions: int | None) -> 
             raise ValueError(f"The action must have a single 1 in each row (one-hot), got {action[wrong][0].tolist()}.")
         return
     wrong = action < 0 if num_actions is None else (action < 0) | (action >= num_actions)
-    if num_actions is not None and _any(wrong):
-        raise ValueError(f"The action must be one of 0 to {num_actions - 1}, got {int(action[wrong][0])}.")
+    if _any(wrong):
+        expected = "an index >= 0" if num_actions is None else f"one of 0 to {num_actions - 1}"
+        raise ValueError(f"The action must be {expected}, got {int(action[wrong][0])}.")
 
 
 def _check_numbers(tensordict: TensorDictBase, key: NestedKey, low: int) -> None:

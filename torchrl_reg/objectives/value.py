@@ -132,7 +132,7 @@ def _time_dim_of(entry: Tensor, tensordict: TensorDictBase) -> int:
 
 
 def _expanded(mask: Tensor, like: Tensor) -> Tensor:
-    """The mask of rows in the shape of ``like``: those of an environment are those of each of its agents."""
+    """Broadcasts a mask of rows to ``like``: all agents share the mask of their environment."""
     return mask.reshape(*mask.shape, *(1,) * (like.ndim - mask.ndim)).expand_as(like)
 
 

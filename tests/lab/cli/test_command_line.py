@@ -157,6 +157,37 @@ def test_a_sweep_that_a_later_run_would_end_does_not_begin(command, tmp_path):
     assert [cfg.run.dir for cfg in command("-m", "run.dir='at/${run.seed}'", "run.seed=0,1")[2]] == ["at/0", "at/1"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run.seed=0,1", "run.dir='at/${hydra:job.num}'"],
+        ["run.seed=0,1", "run.dir='at/${run.seed}/${now:%Y}'"],
+        ["env=glob(cart*)"],
+        ["hydra.searchpath=[file://{here}]", "env=mine,cartpole", "run.dir='at/${env.name}'"],
+        ["--config-dir={here}", "env=mine,cartpole"],
+    ],
+)
+def test_a_sweep_that_hydra_alone_can_tell_runs(command, tmp_path, words):
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/mine.yaml").write_text("name: CartPole-v1\n")
+    code, err, seen = command("-m", *(word.replace("{here}", str(tmp_path)) for word in words))
+    assert (code, err) == (0, "") and seen
+
+
+def test_a_sweep_over_groups_of_seeds_has_a_folder_for_each(command):
+    groups = (
+        "-m",
+        "run.seeds=[0,1],[2,3]",
+        "run.dir=out",
+        "algo.total_frames=64",
+        "run.device=cpu",
+        "run.eval_episodes=1",
+    )
+    assert command(*groups, train=tiny_dqn.train)[0] == 0
+    code, err, _ = command("-m", "run.seeds=[0,1],[1,2]", "run.dir=out")
+    assert code == 1 and "got out/seed=1 for several" in err
+
+
 @pytest.mark.parametrize("words", ["run.dir=a=b", "+run.dir=a=b", "++run.dir=a=b", "run.dir=a=${run.seed}"])
 def test_a_folder_may_have_an_equals_sign(command, words):
     assert command(words)[2].run.dir in ("a=b", "a=0")
@@ -174,7 +205,7 @@ def test_a_copy_of_a_recipe_takes_our_groups(command, tmp_path):
     code, err, _ = command("env=breakout", script=copy)
     assert code == 1 and err.startswith("env=breakout is not known; choose one of ") and "minatar/breakout" in err
     code, err, _ = command("--config-name", "foo")
-    assert code == 1 and re.fullmatch(r"--config-name must be that of a file in .*/conf, got foo\.\n", err)
+    assert code == 1 and re.fullmatch(r"--config-name must name a file in .*/conf, got foo\.\n", err)
 
 
 def test_an_argument_of_the_library_is_named_as_a_setting():

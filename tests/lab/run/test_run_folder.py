@@ -231,9 +231,19 @@ def test_a_folder_in_which_nothing_was_learnt_takes_other_settings(tmp_path):
     for seed in (0, 1):
         _open(_config(tmp_path, seed=seed))._lock.release()
         assert f"seed: {seed}\n" in (tmp_path / "config.yaml").read_text()
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="run.seed: 1 there, 2 here"):
-        RunFolder(_config(tmp_path, seed=2))
+    for kept in ("metrics.previous.jsonl", "parts/a.json"):
+        (tmp_path / kept).parent.mkdir(exist_ok=True)
+        (tmp_path / kept).write_text("{}\n")
+        with pytest.raises(UserError, match="run.seed: 1 there, 2 here"):
+            RunFolder(_config(tmp_path, seed=2))
+        (tmp_path / kept).unlink()
+
+
+def test_a_config_of_another_program_stays(tmp_path):
+    (tmp_path / "config.yaml").write_text("my: project\n")
+    with pytest.raises(UserError, match="belongs to a run with other settings"):
+        _open(_config(tmp_path))
+    assert (tmp_path / "config.yaml").read_text() == "my: project\n"
 
 
 def test_a_damaged_end_is_named(tmp_path):

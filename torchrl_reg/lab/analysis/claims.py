@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any
@@ -64,7 +64,8 @@ def findings(claims: Sequence[Claim], rows: Rows) -> list[tuple[Claim, Finding]]
 def _finding(claim: Claim, rows: Rows) -> Finding:
     try:
         found = _RULES.get(claim["id"], _without_rule)(claim, rows)
-        return replace(found, numbers=f"{found.numbers} ({claim['note']})") if "note" in claim else found
+        noted = "note" in claim and found.word != OPEN
+        return replace(found, numbers=f"{found.numbers} ({claim['note']})") if noted else found
     except _MissingRowError as error:
         return Finding(OPEN, f"a row is missing: {error}")
 
@@ -101,7 +102,7 @@ def arm_scores(claim: Claim, rows: Rows, arm: str, task: str) -> Array:
 
 
 def _same_setting(row: Row, other: Row) -> bool:
-    """True if no setting that both have differs; an earlier version had others."""
+    """True if the settings that both rows record agree; older code recorded other ones."""
     one, two = row["config"], other["config"]
     return all(one[name] == two[name] for name in one.keys() & two.keys() - WITHOUT_EFFECT)
 
@@ -359,7 +360,9 @@ def _pqn(claim: Claim, rows: Rows) -> Finding:
     found = _over_plain({arm: (of, scores["peng"]) for arm, of in scores.items() if arm != "peng"})
     word = _of_arms(word for arm, (word, _) in found.items() if arm != "corrected")  # no regularizer
     term = _compared(claim, rows, [("munchausen_corrected", "entropy_corrected", game) for game in _tasks(claim)])
-    return Finding(word, f"IQM over plain PQN: {_texts(found)}; what the term adds: {_lines(term or ())}")
+    return Finding(
+        word, f"IQM over plain PQN{_level(found)}: {_texts(found)}; what the term adds: {_lines(term or ())}"
+    )
 
 
 def _pqn_same_rate(claim: Claim, rows: Rows) -> Finding:
@@ -370,21 +373,28 @@ def _pqn_same_rate(claim: Claim, rows: Rows) -> Finding:
     if plain is None or scores is None:
         return _not_run(claim if plain is None else regularized, rows)
     found = _over_plain({arm: (scores[arm], plain[of]) for arm, of in claim["over"].items()})
-    return Finding(_of_arms(word for word, _ in found.values()), f"IQM over PQN at the same rate: {_texts(found)}")
+    return Finding(
+        _of_arms(word for word, _ in found.values()), f"IQM over PQN at the same rate{_level(found)}: {_texts(found)}"
+    )
+
+
+def family_level(arms: int) -> float:
+    """That of the intervals of several arms, corrected for their number."""
+    return 1 - 0.05 / arms
 
 
 def _over_plain(pairs: Mapping[str, tuple[list[Array], list[Array]]]) -> dict[str, tuple[str, Estimate]]:
     """Of each arm the word, and the IQM of its scores over the mean of a plain arm's in the same game.
 
     Shown: its interval is above 1 and no game is below by Welch's test, with Holm's correction over the arms. Of n arms
-    the intervals are those of 1 - .05 / n, so that one of them is above 1 by chance in 5% of cases.
+    the intervals are those of 1 - .05 / n: in simulations one of them is above 1 by chance in about 5% of cases.
     """
     below: set[str] = set()
     for place in range(len(next(iter(pairs.values()))[0])):
         found = [welch(*(Sample.from_scores(each[place]) for each in pair)) for pair in pairs.values()]
         ps = holm([each.p for each in found])
         below |= {arm for arm, each, p in zip(pairs, found, ps, strict=True) if p < 0.05 and each.value < 0}
-    estimates = {arm: relative_iqm(*pair, level=1 - 0.05 / len(pairs)) for arm, pair in pairs.items()}
+    estimates = {arm: relative_iqm(*pair, level=family_level(len(pairs))) for arm, pair in pairs.items()}
     return {
         arm: ("shown" if of.low > 1 and arm not in below else "contradicted" if of.high < 1 else "undecided", of)
         for arm, of in estimates.items()
@@ -394,6 +404,10 @@ def _over_plain(pairs: Mapping[str, tuple[list[Array], list[Array]]]) -> dict[st
 def _of_arms(words: Iterable[str]) -> str:
     found = list(words)
     return "shown" if "shown" in found else "contradicted" if set(found) == {"contradicted"} else _UNDECIDED
+
+
+def _level(found: Sized) -> str:
+    return f" (intervals of {family_level(len(found)):.1%})"
 
 
 def _texts(found: Mapping[str, tuple[str, Estimate]]) -> str:

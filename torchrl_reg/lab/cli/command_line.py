@@ -26,6 +26,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError
 
 from torchrl_reg.lab.cli.help import help_text
 from torchrl_reg.lab.cli.invocation import script_folder, typed_words
@@ -142,7 +143,7 @@ class _CommandLine:
                     entry()
             except (KeyboardInterrupt, Interrupted) as stop:
                 notice = STOP.notice() if STOP.notice else "stopped; the same command continues"
-                print(f"\n{notice}: {command()}", file=sys.stderr)
+                say(f"\n{notice}: {command()}", to_stderr=True)
                 sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
             finally:
                 os.environ["HYDRA_FULL_ERROR"] = "1" if self.full_errors else "0"
@@ -176,7 +177,7 @@ class _CommandLine:
             # A launcher's worker must return the exception itself, not an exit code.
             if message is None or self.full_errors or os.getpid() != self.main_process:
                 raise
-            print(" ".join(message.split()), file=sys.stderr)
+            say(" ".join(message.split()), to_stderr=True)
             sys.exit(1)
 
     def _composed(self, overrides: Sequence[str]) -> DictConfig:
@@ -192,14 +193,23 @@ class _CommandLine:
             print(json.dumps(dataclasses.asdict(config), default=str))
 
     def _check_sweep(self, runs: Sequence[Sequence[str]]) -> None:
-        """Refuses what a later run of a multirun could not do, before the first one trains for hours."""
+        """Rejects a multirun in which a later run would fail, before the first one trains for hours."""
         folders: set[str] = set()
         for overrides in runs:
-            config = as_config(self._composed(overrides), self.config_class)
+            try:
+                composed = self._composed(overrides)
+                config = as_config(composed, self.config_class)
+            except InterpolationResolutionError:  # ${hydra:job.num}, say, which has a value inside a job alone
+                continue
             validate(config)
-            if (folder := config.run.dir) in folders:
-                raise UserError(f"run.dir must be another folder for each run of -m, got {folder} for several.")
-            folders |= {folder} if folder else set()
+            written: Any = OmegaConf.to_container(composed.run, resolve=False)
+            if not config.run.dir or "${now:" in str(written["dir"]):  # the runs start at other times
+                continue
+            for seed in config.run.seeds or [None]:
+                folder = config.run.dir if seed is None else f"{config.run.dir}/seed={seed}"
+                if folder in folders:
+                    raise UserError(f"run.dir must be another folder for each run of -m, got {folder} for several.")
+                folders.add(folder)
 
     def _run(self, composed: DictConfig) -> float | None:
         """Trains one seed, or several together; returns the mean objective over the seeds, for a Hydra sweeper."""
@@ -210,7 +220,7 @@ class _CommandLine:
         COMMAND.set(shlex.join([*(self.typed or ("python", script)), *words]))
         config = as_config(composed, self.config_class)
         validate(config)
-        if config.run.dir:  # as a shell would, which does not where it follows "run.dir="
+        if config.run.dir:  # a shell expands ~ only at the start of a word, not after run.dir=
             config.run.dir = os.path.expanduser(config.run.dir)
         if config.run.seeds is None:
             config.run.dir = config.run.dir or str(self._folder(config, overrides))

@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # how it splits a sweep has no public form
 from hydra._internal.utils import get_args_parser  # Hydra's options have no public list
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from torchrl_reg.lab.cli.groups import field_types
@@ -70,16 +71,23 @@ def options_first(words: Sequence[str]) -> list[str]:
 
 
 def runs_of_sweep(words: Sequence[str]) -> list[list[str]]:
-    """The overrides of each run of a multirun by Hydra's own sweeper; none for another sweeper.
+    """The overrides of each run of a multirun by Hydra's own sweeper; none if only Hydra can tell them.
+
+    So with another sweeper, ``glob(*)``, or groups and a config from elsewhere.
 
     >>> runs_of_sweep(["-m", "algo.tau=0.1,1", "run.seed=3"])
     [['algo.tau=0.1', 'run.seed=3'], ['algo.tau=1', 'run.seed=3']]
     """
     chosen = get_args_parser().parse_args(list(words))
-    if not chosen.multirun or any(word.lstrip("+").startswith("hydra/sweeper") for word in chosen.overrides):
+    elsewhere = chosen.config_dir or chosen.config_name or chosen.config_path
+    names = [word.lstrip("+~") for word in chosen.overrides]
+    if not chosen.multirun or elsewhere or any(n.startswith(("hydra/sweeper", "hydra.searchpath")) for n in names):
         return []
-    overrides = [word for word in chosen.overrides if not word.lstrip("+~").startswith("hydra")]
-    (runs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    own = [word for word, name in zip(chosen.overrides, names, strict=True) if not name.startswith("hydra")]
+    overrides = OverridesParser.create().parse_overrides(own)
+    if any(isinstance(override.value(), Glob) for override in overrides):
+        return []
+    (runs,) = BasicSweeper.split_arguments(overrides, None)
     return runs
 
 

@@ -130,8 +130,10 @@ def unknown_setting(
     known, (above, _, last) = field_types(config_class), name.rpartition(".")
     if above and not dataclasses.is_dataclass(known.get(above)):  # keys of a mapping are not declared
         files = sorted((conf / above).glob("*.yaml")) if conf is not None else []
-        if having := [file.stem for file in files if re.search(rf"^{last}:", file.read_text(), re.MULTILINE)]:
-            return f"{name} is not set here, but by {' or '.join(f'{above}={each}' for each in having)}."
+        if having := [
+            file.stem for file in files if re.search(rf"^{re.escape(last)}:", file.read_text(encoding="utf-8"), re.M)
+        ]:
+            return f"{name} is not a setting here, but of {' and '.join(f'{above}={each}' for each in having)}."
         near = difflib.get_close_matches(last, map(str, siblings or ()), n=1)
         return f"{name} is not set here; " + (f"did you mean {above}.{near[0]}?" if near else f"+{name}=... adds it.")
     by_end = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
@@ -142,7 +144,7 @@ def unknown_setting(
 
 
 def with_setting(message: str, config_class: type) -> str:
-    """``message`` of the library, which begins with the name of an argument, with that of the setting: ``env.game``."""
+    """Replaces the argument that a ``message`` of the library begins with by its setting, such as ``env.game``."""
     argument, _, rest = message.partition(" ")
     names = field_types(config_class)
     owner, _, last = argument.rpartition(".")
@@ -166,7 +168,7 @@ def _unknown_choice(conf: Path, missing: str, siblings: Sequence[str]) -> str:
     if group == "hydra/launcher" and known == ["basic"]:
         hint = " (others come with the package hydra-submitit-launcher)"
     if not group:  # --config-name
-        return f"--config-name must be that of a file in {conf}, got {choice}."
+        return f"--config-name must name a file in {conf}, got {choice}."
     if not known:
         return f"{group}={choice} is not known: there is no {group}/{choice}.yaml."
     return f"{group}={choice} is not known; choose one of {', '.join(known)}{hint}."

@@ -83,7 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence = user_sentence(error)
         if sentence is None:  # a bug, which keeps its traceback
             raise
-        if isinstance(error, OSError):
+        try:
+            sys.stdout.flush()
+        except OSError:
             silence(sys.stdout)
         print(f"torchrl-reg: {printable(sentence)}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import runpy
 import shlex
 import sys
@@ -95,7 +96,7 @@ def _finished(words: Sequence[str], script: Path) -> Path | None:
     if "run.seeds" in overrides or any(word.startswith("-") or "${" in word or "hydra" in word for word in words):
         return None
     defaults = Path("results", script.stem).glob("*/*/seed=*")
-    folders = [Path(overrides["run.dir"]).expanduser()] if "run.dir" in overrides else defaults
+    folders = [Path(os.path.expanduser(overrides["run.dir"]))] if "run.dir" in overrides else defaults
     command = shlex.join(["torchrl-reg", "run", *words])
     try:
         for folder in folders:

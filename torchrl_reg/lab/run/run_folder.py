@@ -64,9 +64,9 @@ class RunFolder:
     @property
     def has_begun(self) -> bool:
         """True if there is anything that a start with other settings would continue or overwrite."""
-        record = self.path / "metrics.jsonl"
-        recorded = record.exists() and record.stat().st_size > 0
-        return self.is_done or recorded or any(self.path.glob("checkpoints/checkpoint-*"))
+        recorded = any(path.stat().st_size for path in self.path.glob("metrics*.jsonl"))
+        kept = (path for pattern in ("checkpoints/checkpoint-*", "parts/*.json") for path in self.path.glob(pattern))
+        return self.is_done or recorded or any(kept)
 
     def open(self, device: torch.device) -> None:
         """Locks the folder; a new one is created, with its ``config.yaml``.
@@ -77,7 +77,11 @@ class RunFolder:
         with _as_user_error(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = acquire(self.path / LOCK)
-            self._check_settings()  # another process may have begun meanwhile
+            try:
+                self._check_settings()  # another process may have begun meanwhile
+            except UserError:
+                self._lock.release()
+                raise
             self._write_start(device)
 
     def _write_start(self, device: torch.device) -> None:
@@ -133,10 +137,10 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         saved = self.path / "config.yaml"
-        if saved.exists() and not self.has_begun:
-            return
         if saved.exists():
-            _refuse_other_config(self.path, _saved_settings(saved), _settings(_as_dict_config(self.config)))
+            there = _saved_settings(saved)
+            if self.has_begun or "run.seed" not in there:  # a file of another program's is not overwritten
+                _refuse_other_config(self.path, there, _settings(_as_dict_config(self.config)))
         elif self.path.is_dir():
             foreign = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if foreign:

@@ -47,7 +47,7 @@ class StopFrame:
     def stop_or_pass(self, frames: int, frames_per_batch: int, seed: object = None, *, can_stop: bool = True) -> bool:
         """True if ``seed`` stops at ``frames``; if not, records that it has gone on from there.
 
-        It stops at the first frame after the signal from which no seed within a batch of it has gone on.
+        It stops at the first frame after the signal that no other seed less than one batch ahead has already passed.
         """
         if STOP.requested is not None and can_stop:
             others = (passed for other, passed in self._passed.items() if other is not seed)
